@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"headwater.example/internal/quota"
+	"headwater.example/internal/quotaproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
@@ -37,6 +40,9 @@ var (
 	ErrLost = errors.New("lost")
 	// ErrOverBudget (try again): the workers have no room. Drop or truncate a session, or try later.
 	ErrOverBudget = errors.New("over budget")
+	// ErrOverQuota (try again): the tenant would have more than it may; Quota of the error says of what, and when to try again. A
+	// refusal of a session's call is ErrOverBudget as well.
+	ErrOverQuota = errors.New("over quota")
 	// ErrNotFound: nobody holds the session (gone), or the coordinator does not know the job (refused).
 	ErrNotFound = errors.New("not found")
 	// ErrTakenOver (refused): another client drives the session now; Attach takes it back.
@@ -80,6 +86,22 @@ type Error struct {
 	Message string     // why, in one line
 	// Answered says that the coordinator itself gave the code. Unavailable then means that it can't do it now.
 	Answered bool
+	Quota    *Quota // the tenant's limit that was met, for ErrOverQuota
+}
+
+// Quota is a tenant's limit that a call would exceed.
+type Quota struct {
+	Tenant      string
+	Kind        string // "sessions", "bytes", "steps_per_second" or "jobs"
+	Limit, Used float64
+	RetryAfter  time.Duration // the call may succeed then at the earliest
+}
+
+func newQuota(e *quota.Exceeded) *Quota {
+	if e == nil {
+		return nil
+	}
+	return &Quota{Tenant: e.Tenant, Kind: string(e.Kind), Limit: e.Limit, Used: e.Used, RetryAfter: e.RetryAfter}
 }
 
 func (e *Error) Error() string {
@@ -96,6 +118,8 @@ func (e *Error) Is(target error) bool {
 		return e.Code == codes.Unavailable && !e.Answered
 	case ErrNotFound:
 		return e.Code == codes.NotFound
+	case ErrOverQuota:
+		return e.Quota != nil
 	case context.Canceled:
 		return e.Code == codes.Canceled
 	case context.DeadlineExceeded:
@@ -158,6 +182,7 @@ type SessionError struct {
 	Holder  string // name of the worker, or the coordinator's address
 	Length  int    // for ReasonBehind, ReasonAhead and ReasonDifferent: positions that the worker has
 	Message string // why, in one line
+	Quota   *Quota // the tenant's limit that was met, for ErrOverQuota
 
 	wire        session.Reason
 	coordinator bool // the coordinator itself was not reached
@@ -194,6 +219,8 @@ func (e *SessionError) Is(target error) bool {
 		return e.Reason == ReasonStaleEpoch
 	case ErrOverBudget:
 		return e.Reason == ReasonOverBudget
+	case ErrOverQuota:
+		return e.Quota != nil
 	}
 	return isKind(session.KindOf(e.wire), target)
 }
@@ -217,7 +244,7 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 		}
 		return &SessionError{
 			Session: id, Doing: doing, Reason: cmp.Or(reasons[e.Reason()], ReasonFault), wire: e.Reason(), Holder: why.GetHolder(),
-			Length: int(why.GetLength()), Message: message, coordinator: unreached,
+			Length: int(why.GetLength()), Message: message, coordinator: unreached, Quota: newQuota(quotaproto.Read(why.GetQuota())),
 		}
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
@@ -291,7 +318,7 @@ func (c *Client) wrap(doing string, err error) error {
 	if file, rest, ok := strings.Cut(message, ": "); ok && strings.HasSuffix(doing, " "+file) {
 		message = rest
 	}
-	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: message}
+	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: message, Quota: newQuota(quotaproto.FromStatus(s))}
 }
 
 // wrapAnswer is wrap for an error in place of a call's first answer. If the coordinator gave the error, it sent its

@@ -17,6 +17,26 @@ type Status struct {
 	Panics   uint64         // that the coordinator has caught since then, each of which ended one call
 	Workers  []WorkerStatus // by name
 	Jobs     map[JobState]uint64
+	Tenants  []TenantStatus // that have limits, by name: of a tenant's own call its own
+}
+
+// TenantStatus is what a tenant may have and has.
+type TenantStatus struct {
+	Tenant string
+	Limit  TenantAmounts // 0 is no limit
+	Used   TenantAmounts // of the whole cluster, about a second ago; of jobs those of this coordinator
+}
+
+// TenantAmounts are a tenant's limits, or what it has.
+type TenantAmounts struct {
+	Sessions       float64
+	Bytes          uint64 // of pages
+	StepsPerSecond float64
+	Jobs           uint64 // that have not ended
+}
+
+func newAmounts(m *headwaterv1.TenantAmounts) TenantAmounts {
+	return TenantAmounts{m.GetSessions(), m.GetBytes(), m.GetStepsPerSecond(), m.GetJobs()}
 }
 
 // WorkerStatus is one worker. If it does not answer, Error says why, and only Name and Address may be set besides.
@@ -81,6 +101,9 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 	}
 	for _, c := range m.GetJobs() {
 		s.Jobs[jobState(c.GetState())] += c.GetCount()
+	}
+	for _, t := range m.GetTenants() {
+		s.Tenants = append(s.Tenants, TenantStatus{t.GetTenant(), newAmounts(t.GetLimit()), newAmounts(t.GetUsed())})
 	}
 	return s
 }

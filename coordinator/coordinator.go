@@ -19,6 +19,7 @@ import (
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/quotaproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -105,11 +106,12 @@ func Open(c Config) (*Coordinator, error) {
 	if c.Observe == nil {
 		c.Observe = observe.Quiet()
 	}
+	made := &Coordinator{explaining: make(chan struct{}, 1), config: c}
 	queue, err := jobs.Open(jobs.Config{
 		Name: c.Name, Version: c.Version, DataDir: c.DataDir, View: c.View, Logger: c.Logger,
 		WorkerWait: c.WorkerWait, Deadline: c.Deadline, BlockBytes: c.BlockBytes,
 		KeepJobs: c.KeepJobs, KeepFor: c.KeepFor, KeepBytes: c.KeepBytes,
-		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now, Observe: c.Observe, Security: c.Security,
+		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now, Observe: c.Observe, Security: c.Security, Tenants: made.tenants,
 	})
 	if err != nil {
 		return nil, err
@@ -118,16 +120,23 @@ func Open(c Config) (*Coordinator, error) {
 	if err != nil {
 		c.Logger.Warn("the cluster's workers before this start are not known", "error", err)
 	}
-	made := &Coordinator{
-		explaining: make(chan struct{}, 1),
-
-		config: c, flight: sessions.NewFlight(c.Flight, c.Conns, c.Logger), jobs: queue,
-		sessions: sessions.New(sessions.Config{
-			View: c.View, Logger: c.Logger, Replicas: c.Replicas, CopyRate: c.CopyRate, HedgeShare: c.HedgeShare, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
-		}),
-	}
+	made.flight, made.jobs = sessions.NewFlight(c.Flight, c.Conns, c.Logger), queue
+	made.sessions = sessions.New(sessions.Config{
+		View: c.View, Logger: c.Logger, Replicas: c.Replicas, CopyRate: c.CopyRate, HedgeShare: c.HedgeShare, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
+	})
 	made.observe(c)
 	return made, nil
+}
+
+// tenants are what tenants may have and have, apart from jobs.
+func (c *Coordinator) tenants() (all []*headwaterv1.TenantStatus) {
+	for _, t := range c.sessions.Tenants() {
+		all = append(all, &headwaterv1.TenantStatus{
+			Tenant: t.Tenant, Limit: quotaproto.WriteLimits(t.Limit),
+			Used: &headwaterv1.TenantAmounts{Sessions: t.Used.Sessions, Bytes: uint64(t.Used.Bytes), StepsPerSecond: t.Used.Steps},
+		})
+	}
+	return all
 }
 
 // HeapLimit is what Go's heap may take, for debug.SetMemoryLimit: messages in flight in both directions, and the headers of

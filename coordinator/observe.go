@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"headwater.example/internal/observe"
+	"headwater.example/internal/quota"
 )
 
 // observe registers the metrics that are read at a scrape.
@@ -40,4 +41,39 @@ func (c *Coordinator) observe(config Config) {
 			emit(&observe.JobsOfStates, float64(counts[state]), state)
 		}
 	})
+	o.Read([]*observe.Metric{&observe.QuotaRefusals, &observe.TenantRefusals, &observe.TenantSessions, &observe.TenantBytes}, c.observeTenants)
+}
+
+// maxShownTenants bounds the tenants that have metrics of their own.
+const maxShownTenants = 100
+
+// observeTenants tells what tenants have that have limits.
+func (c *Coordinator) observeTenants(emit observe.Emit) {
+	type sums struct{ refused, sessions, bytes float64 }
+	var rest sums
+	byKind, jobs := map[quota.Kind]float64{}, c.jobs.Refused()
+	for _, n := range jobs {
+		byKind[quota.Jobs] += float64(n)
+	}
+	tell := func(tenant string, s sums) {
+		emit(&observe.TenantRefusals, s.refused, tenant)
+		emit(&observe.TenantSessions, s.sessions, tenant)
+		emit(&observe.TenantBytes, s.bytes, tenant)
+	}
+	for i, t := range c.sessions.Tenants() {
+		s := sums{float64(jobs[t.Tenant]), t.Used.Sessions, float64(t.Used.Bytes)}
+		for kind, n := range t.Refused {
+			byKind[kind] += float64(n)
+			s.refused += float64(n)
+		}
+		if i < maxShownTenants {
+			tell(t.Tenant, s)
+			continue
+		}
+		rest = sums{rest.refused + s.refused, rest.sessions + s.sessions, rest.bytes + s.bytes}
+	}
+	tell("", rest)
+	for _, kind := range quota.Kinds {
+		emit(&observe.QuotaRefusals, byKind[kind], string(kind))
+	}
 }

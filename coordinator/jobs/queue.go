@@ -67,6 +67,9 @@ type Config struct {
 
 	Security *rpc.Security // how workers are spoken to; nil is plain text within this machine
 
+	// Tenants tells what tenants may have and have, apart from jobs; nil tells nothing.
+	Tenants func() []*headwaterv1.TenantStatus
+
 	Now func() time.Time // clock; nil is time.Now
 }
 

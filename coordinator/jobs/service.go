@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 
 	"google.golang.org/grpc/codes"
@@ -164,6 +165,39 @@ func (q *Queue) Workers() (members, leftOut int) {
 	return len(q.workers.List()), len(q.workers.Outsiders())
 }
 
+// tenants are what a caller's tenants may have and have.
+func (q *Queue) tenants(caller rpc.Caller) (all []*headwaterv1.TenantStatus) {
+	if q.Tenants == nil {
+		return nil
+	}
+	jobs := q.unended()
+	for _, t := range q.Tenants() {
+		if caller.Owns(t.GetTenant()) {
+			t.Used.Jobs = jobs[t.GetTenant()]
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
+// unended returns how many jobs of each tenant have not ended.
+func (q *Queue) unended() map[string]uint64 {
+	jobs := map[string]uint64{}
+	for _, e := range q.jobs.all() {
+		if job := e.snapshot(); !ended(job.GetState()) {
+			jobs[job.GetTenant()]++
+		}
+	}
+	return jobs
+}
+
+// Refused returns how many submissions were refused for which a tenant had too many jobs, by tenant.
+func (q *Queue) Refused() map[string]uint64 {
+	q.jobs.mu.Lock()
+	defer q.jobs.mu.Unlock()
+	return maps.Clone(q.jobs.refused)
+}
+
 // Status implements headwater.v1.CoordinatorService.
 func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
 	resp := &headwaterv1.StatusResponse{Name: q.Name, Version: q.Version, Protocol: rpc.Version, Started: timestamppb.New(q.started), Panics: rpc.Panics()}
@@ -177,7 +211,9 @@ func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*head
 	for _, o := range q.workers.Outsiders() {
 		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Address: o.Address, Worker: &headwaterv1.DescribeResponse{Name: o.Name}, Error: o.Why})
 	}
-	counts := q.counts(rpc.CallerOf(ctx))
+	caller := rpc.CallerOf(ctx)
+	resp.Tenants = q.tenants(caller)
+	counts := q.counts(caller)
 	for state := headwaterv1.JobState(1); int(state) < len(headwaterv1.JobState_name); state++ {
 		if counts[state] > 0 {
 			resp.Jobs = append(resp.Jobs, &headwaterv1.StateCount{State: state, Count: counts[state]})

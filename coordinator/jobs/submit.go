@@ -125,15 +125,27 @@ func (u *upload) admit() (claim, error) {
 	for _, info := range parsed.ResultInfos() {
 		u.result += info.Bytes()
 	}
-	c := u.jobs.claim(u.offered, proto.CloneOf(u.begin))
-	if !c.fresh {
-		return c, nil
+	c, err := u.jobs.claim(u.offered, proto.CloneOf(u.begin), u.mostJobs(u.offered.GetTenant()))
+	if err != nil || !c.fresh {
+		return c, err
 	}
 	if err := u.capacity(u.ctx, parsed); err != nil {
 		u.forget(c, err)
 		return claim{}, err
 	}
 	return c, nil
+}
+
+// mostJobs is how many jobs a tenant may have here that have not ended; 0 is no bound.
+func (q *Queue) mostJobs(tenant string) int64 {
+	if tenant == "" {
+		return 0 // an admin's, or there are no tenants
+	}
+	named, others := q.Security.Limits()
+	if l, ok := named[tenant]; ok {
+		return l.Jobs
+	}
+	return others.Jobs
 }
 
 // known answers a submission whose key is taken: what asks for the same bits is the same job.

@@ -19,6 +19,8 @@ import (
 
 	"headwater.example/coordinator/jobs/internal/store"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/quota"
+	"headwater.example/internal/quotaproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -139,10 +141,11 @@ func ended(s headwaterv1.JobState) bool {
 type table struct {
 	mu      sync.Mutex
 	entries []*entry
-	waiting chan struct{} // closed when a job is queued
+	refused map[string]uint64 // submissions for which a tenant had too many jobs, by tenant
+	waiting chan struct{}     // closed when a job is queued
 }
 
-func newTable() *table { return &table{waiting: make(chan struct{})} }
+func newTable() *table { return &table{waiting: make(chan struct{}), refused: map[string]uint64{}} }
 
 func (t *table) add(r store.Record) *entry {
 	e := &entry{job: r.Job, request: r.Request, inputHash: r.InputHash, resultHash: r.ResultHash, changed: make(chan struct{})}
@@ -161,8 +164,9 @@ type claim struct {
 
 // claim gives a submission its entry in one step, so that of two submissions with one key only one has it to itself. The
 // entry is a new one; or that of a job with the same key and content, if that one ended for a reason that its content did not
-// cause. In any other case the entry that has the key is returned as it stands.
-func (t *table) claim(offered *headwaterv1.Job, request *headwaterv1.SubmitBegin) claim {
+// cause. In any other case the entry that has the key is returned as it stands. A tenant may have at most so many jobs that have not
+// ended; 0 is no bound.
+func (t *table) claim(offered *headwaterv1.Job, request *headwaterv1.SubmitBegin, most int64) (claim, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	i := slices.IndexFunc(t.entries, func(e *entry) bool {
@@ -170,19 +174,43 @@ func (t *table) claim(offered *headwaterv1.Job, request *headwaterv1.SubmitBegin
 		return offered.GetKey() != "" && have.GetKey() == offered.GetKey() && have.GetTenant() == offered.GetTenant()
 	})
 	if i < 0 {
+		if err := t.may(offered.GetTenant(), most); err != nil {
+			return claim{}, err
+		}
 		e := &entry{job: offered, request: request, changed: make(chan struct{})}
 		t.entries = append(t.entries, e)
-		return claim{entry: e, fresh: true}
+		return claim{entry: e, fresh: true}, nil
 	}
 	e := t.entries[i]
 	before := e.snapshot()
 	if !sameAnswer(before, offered) || !again(before) {
-		return claim{entry: e}
+		return claim{entry: e}, nil
+	}
+	if err := t.may(offered.GetTenant(), most); err != nil {
+		return claim{}, err
 	}
 	offered.Id = before.GetId()
 	e.submit(offered, request)
 	t.entries = append(slices.Delete(t.entries, i, i+1), e) // its turn is after those that wait
-	return claim{entry: e, fresh: true, before: before}
+	return claim{entry: e, fresh: true, before: before}, nil
+}
+
+// may refuses a tenant one job more than it may have that have not ended. The lock is held.
+func (t *table) may(tenant string, most int64) error {
+	if most == 0 {
+		return nil
+	}
+	n := int64(0)
+	for _, e := range t.entries {
+		if job := e.snapshot(); job.GetTenant() == tenant && !ended(job.GetState()) {
+			n++
+		}
+	}
+	if n < most {
+		return nil
+	}
+	t.refused[tenant]++
+	return quotaproto.Status(&quota.Exceeded{Tenant: tenant, Kind: quota.Jobs, Limit: float64(most), Used: float64(n), RetryAfter: quota.Every}).Err()
 }
 
 // sameAnswer says whether two submissions ask for the same bits: of the same content, and narrowed alike.

@@ -77,7 +77,9 @@ type Relay struct {
 	now        func() time.Time
 	awaitUntil time.Time
 
-	copies *keeper
+	copies   *keeper
+	security *rpc.Security
+	quotas   *quotas
 
 	mu       sync.Mutex
 	holdings map[[16]byte]remembered // at most maxHoldings
@@ -102,6 +104,7 @@ func New(c Config) *Relay {
 		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}
 	r.copies = newKeeper(r, c.CopyRate)
+	r.security, r.quotas = c.Security, &quotas{r: r, last: map[string]*reported{}}
 	conns.OnCopy = r.copies.copying
 	r.locate = r.askWorkers
 	conns.OnLeave = r.left
@@ -141,6 +144,11 @@ func (r *Relay) Run(ctx context.Context) {
 	var watch sync.WaitGroup
 	defer watch.Wait()
 	watch.Go(func() { r.watch(ctx) })
+	watch.Go(func() {
+		if err := rpc.Guard(r.log, "sharing out quotas", func() error { r.quotas.run(ctx); return nil }); err != nil {
+			r.log.Error("workers are told no quotas any more", "error", err)
+		}
+	})
 	watch.Go(func() {
 		if err := rpc.Guard(r.log, "making copies of sessions", func() error { r.copies.run(ctx); return nil }); err != nil {
 			r.log.Error("no copies of sessions are made any more", "error", err)

@@ -18,13 +18,14 @@ import (
 
 // statusView is a coordinator's status as scripts read it.
 type statusView struct {
-	Name     string            `json:"name"`
-	Version  string            `json:"version"`
-	Protocol string            `json:"protocol"`
-	Address  string            `json:"address"`
-	Workers  []workerView      `json:"workers"`
-	Jobs     map[string]uint64 `json:"jobs"`
-	Copies   *copiesView       `json:"copies"` // null where the coordinator knows nothing of copies
+	Name     string             `json:"name"`
+	Version  string             `json:"version"`
+	Protocol string             `json:"protocol"`
+	Address  string             `json:"address"`
+	Workers  []workerView       `json:"workers"`
+	Jobs     map[string]uint64  `json:"jobs"`
+	Tenants  []tenantStatusView `json:"tenants"` // that have limits
+	Copies   *copiesView        `json:"copies"`  // null where the coordinator knows nothing of copies
 }
 
 // copiesView is what sessions lack.
@@ -145,7 +146,7 @@ func copiesOf(ctx context.Context, c *client.Client) (*client.Copies, error) {
 }
 
 func viewStatus(address string, status *client.Status, caches []client.Cache) statusView {
-	v := statusView{Name: status.Name, Version: status.Version, Protocol: status.Protocol, Address: address, Workers: []workerView{}, Jobs: map[string]uint64{}}
+	v := statusView{Name: status.Name, Version: status.Version, Protocol: status.Protocol, Address: address, Workers: []workerView{}, Jobs: map[string]uint64{}, Tenants: viewTenants(status.Tenants)}
 	for _, s := range status.Workers {
 		w := s
 		one := workerView{
@@ -201,8 +202,8 @@ func (a *app) printStatus(v statusView) error {
 			return err
 		}
 	}
-	if len(v.Jobs) == 0 {
-		return nil
+	if err := a.printTenants(v.Tenants); err != nil || len(v.Jobs) == 0 {
+		return err
 	}
 	jobs := a.newTable("\njobs", "state", ">count")
 	for _, at := range client.JobStates {

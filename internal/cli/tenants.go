@@ -39,7 +39,7 @@ func (f *tenantsFlags) change(create bool, do func(*tenants.Table) error) error 
 func (a *app) tenants() *cobra.Command {
 	return group("tenants", "Keep the tenants that a cluster knows by tokens",
 		"  coord tenants add ann > ann.token\n  coord serve --tls-dir coordinator-c1 --tenants headwater-tenants.json\n  coord status --tls-dir ca --token-file ann.token",
-		a.tenantsAdd(), a.tenantsList(), a.tenantsRotate(), a.tenantsRemove())
+		a.tenantsAdd(), a.tenantsLimit(), a.tenantsList(), a.tenantsRotate(), a.tenantsRemove())
 }
 
 // tokenView is a new token as scripts read it.
@@ -128,40 +128,45 @@ func (a *app) tenantsRemove() *cobra.Command {
 // tenantsView is the tenants as scripts read them.
 type tenantsView struct {
 	Tenants []tenantView `json:"tenants"`
+	Limits  *limitsView  `json:"limits"` // of each that has none of its own; null is none
 }
 
 type tenantView struct {
-	Name    string    `json:"name"`
-	Admin   bool      `json:"admin"`
-	Tokens  int       `json:"tokens"` // how many are taken
-	Created time.Time `json:"created"`
+	Name    string      `json:"name"`
+	Admin   bool        `json:"admin"`
+	Tokens  int         `json:"tokens"` // how many are taken
+	Created time.Time   `json:"created"`
+	Limits  *limitsView `json:"limits"` // null is what the others may have
 }
 
 func (a *app) tenantsList() *cobra.Command {
 	var at tenantsFlags
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the tenants of the file", Args: exactly(),
-		Long:    "List the tenants of the file, and how many tokens of each are taken.",
+		Long:    "List the tenants of the file, how many tokens of each are taken, and what each may have; coord status says what each has.",
 		Example: "  coord tenants list\n  coord tenants list -o json | jq -r '.tenants[].name'",
 		RunE: func(*cobra.Command, []string) error {
 			all, err := tenants.Read(at.file)
 			if err != nil {
 				return err
 			}
-			view := tenantsView{[]tenantView{}}
+			view := tenantsView{[]tenantView{}, viewLimits(all.Limits)}
 			for _, one := range all.Tenants {
-				view.Tenants = append(view.Tenants, tenantView{one.Name, one.Admin, len(one.Tokens), one.Created})
+				view.Tenants = append(view.Tenants, tenantView{one.Name, one.Admin, len(one.Tokens), one.Created, viewLimits(one.Limits)})
 			}
 			if a.json() {
 				return a.printJSON(view)
 			}
-			t := a.newTable("", "tenant", "role", "tokens", "created")
+			t := a.newTable("", "tenant", "role", ">tokens", "created", ">sessions", ">bytes", ">steps/s", ">jobs")
 			for _, one := range view.Tenants {
 				role := "tenant"
 				if one.Admin {
 					role = "admin"
 				}
-				t.AppendRow(table.Row{a.narrow(one.Name, holderWidth), role, one.Tokens, date(one.Created)})
+				t.AppendRow(append(table.Row{a.narrow(one.Name, holderWidth), role, one.Tokens, date(one.Created)}, one.Limits.cells()...))
+			}
+			if view.Limits != nil {
+				t.AppendRow(append(table.Row{"(others)", "", "", ""}, view.Limits.cells()...))
 			}
 			return a.printTable(t)
 		},

@@ -53,6 +53,7 @@ func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 	delete(st.tombstones, req.Session)
 	s.id = req.Session
 	st.sessions[s.id] = s
+	s.partLocked(req.Epoch)
 	st.unparkLocked(s) // another lane drives it
 	st.unlock()
 	s.epoch = req.Epoch.taken()
@@ -72,6 +73,8 @@ func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 func (st *Store) forgetLocked(s *session) {
 	s.gone = true
 	delete(st.sessions, s.id)
+	s.shape.account.held--
+	s.shape.account.sessions -= s.part
 	st.expiry.remove(s)
 	st.unparkLocked(s)
 	st.idle.remove(s)

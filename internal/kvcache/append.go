@@ -32,6 +32,8 @@ type Append struct {
 	Tokens []uint32
 	// Query is the position of the first query that is to attend over the view.
 	Query uint64
+	// Metered is of a tenant's own call: its quota holds.
+	Metered bool
 }
 
 // Append adds positions to all held groups of a layer, or to none. It returns the layer's length and appends its hashes after
@@ -100,6 +102,7 @@ func (st *Store) prepareIn(s *session, p *Pending, a *Append, hashes []uint64, v
 		return uint64(to), append(hashes, s.hashes[h.first:h.first+len(h.groups)]...), nil
 	}
 	e := st.encoder()
+	e.metered = a.Metered
 	if err := st.write(s, l, a, e); err != nil {
 		if v != nil {
 			st.noHoles(v)

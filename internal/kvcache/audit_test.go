@@ -2,7 +2,9 @@ package kvcache
 
 import (
 	"fmt"
+	"math"
 	"slices"
+	"strings"
 )
 
 // audit counts everything that a store has, anew.
@@ -65,8 +67,17 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 			t.Fatalf("an entry with %d sharers and %d followers is at %d", e.row.refs, e.followers, e.at)
 		}
 	}
-	if evictable != len(st.prefixes.evictable) || prefixBytes != st.prefixes.bytes || prefixRows != st.prefixes.rows {
-		t.Fatalf("%d rows, %d bytes and their %d can be evicted, counted are %d, %d and %d", evictable, prefixBytes, prefixRows, len(st.prefixes.evictable), st.prefixes.bytes, st.prefixes.rows)
+	counted := 0
+	for of, h := range st.prefixes.evictable {
+		counted += len(*h)
+		for _, e := range *h {
+			if e.row.shape.account != of {
+				t.Fatalf("an entry is among another tenant's")
+			}
+		}
+	}
+	if evictable != counted || prefixBytes != st.prefixes.bytes || prefixRows != st.prefixes.rows {
+		t.Fatalf("%d rows, %d bytes and their %d can be evicted, counted are %d, %d and %d", evictable, prefixBytes, prefixRows, counted, st.prefixes.bytes, st.prefixes.rows)
 	}
 	for _, holdings := range st.prefixes.holdings {
 		for root, h := range holdings {
@@ -83,6 +94,18 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 		for _, r := range v.rows {
 			refs[r]++
 		}
+	}
+	has := map[string]*account{} // anew
+	of := func(sh *shape) *account {
+		tenant := strings.SplitN(sh.config.Tenant, "/", 2)[0]
+		if has[tenant] == nil {
+			has[tenant] = &account{}
+		}
+		return has[tenant]
+	}
+	for _, s := range st.sessions {
+		of(s.shape).held++
+		of(s.shape).sessions += 1 / float64(max(s.epoch.Holders, 1))
 	}
 	var used, idle, rows int64
 	owned := map[string]bool{}
@@ -123,8 +146,21 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 			t.Fatalf("a row has %d bytes, counted are %d", size, r.bytes)
 		}
 		used += size
+		of(r.shape).bytes += size
 		rows += r.shape.rowBytes
 		shapes[r.shape] = [2]int{shapes[r.shape][0], shapes[r.shape][1] + 1}
+	}
+	for sh := range shapes {
+		of(sh).shapes++
+	}
+	for tenant, want := range has {
+		got := st.accounts[tenant]
+		if got == nil || got.shapes != want.shapes || got.held != want.held || got.bytes != want.bytes || math.Abs(got.sessions-want.sessions) > 1e-9 {
+			t.Fatalf("tenant %q has %+v, counted is %+v", tenant, want, got)
+		}
+	}
+	if len(has) != len(st.accounts) {
+		t.Fatalf("%d tenants have something, counted are %d", len(has), len(st.accounts))
 	}
 	var lone int64
 	for sh, n := range shapes {

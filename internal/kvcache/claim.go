@@ -48,6 +48,7 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 		s.epoch = e.taken()
 		st.mu.Lock()
 		st.unparkLocked(s)
+		s.partLocked(e)
 		st.mu.Unlock()
 	}
 	return st.state(s), nil

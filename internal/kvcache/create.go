@@ -20,6 +20,8 @@ type CreateRequest struct {
 	Begin []BeginLayer
 	// Call is a random id of the call, with which Drop drops only what this call has made; 0 is none.
 	Call uint64
+	// Metered is of a tenant's own call: its quota holds.
+	Metered bool
 }
 
 // Create makes a session, or answers for the one that the same request made before. The store keeps the config and the
@@ -48,7 +50,7 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.mu.Lock()
-	before, err := st.admitLocked(s, how)
+	before, err := st.admitLocked(s, how, req.Metered)
 	if err == nil && before == nil {
 		for i := range sh.layers {
 			sh.layers[i].class = st.pages.class(sh.layers[i].Layout.PageBytes())
@@ -68,7 +70,7 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 }
 
 // admitLocked adds a new session, or returns the one that an equal request made before.
-func (st *Store) admitLocked(s *session, how made) (before *session, err *Error) {
+func (st *Store) admitLocked(s *session, how made, metered bool) (before *session, err *Error) {
 	if before := st.sessions[s.id]; before != nil {
 		if !before.shape.equal(s.shape) || before.made != how {
 			return nil, refuse(Exists, "session %s was made otherwise", s.id)
@@ -77,6 +79,11 @@ func (st *Store) admitLocked(s *session, how made) (before *session, err *Error)
 	}
 	if _, ended := st.tombstones[s.id]; ended {
 		return nil, refuse(Exists, "session %s has ended, and its id is not used again", s.id)
+	}
+	if metered {
+		if err := st.maySessionLocked(s); err != nil {
+			return nil, err
+		}
 	}
 	if err := st.reserveSessionLocked(s); err != nil {
 		return nil, err
@@ -91,6 +98,8 @@ func (st *Store) admitLocked(s *session, how made) (before *session, err *Error)
 		s.ttl = min(s.ttl, ttl)
 	}
 	st.sessions[s.id] = s
+	s.shape.account.held++
+	s.partLocked(s.epoch)
 	st.expiry.add(s)
 	st.idle.add(s)
 	return nil, nil
@@ -109,6 +118,7 @@ func (st *Store) reserveSessionLocked(s *session) *Error {
 		err := st.budget.Reserve(need)
 		if err == nil {
 			st.heap += need
+			st.openAccountLocked(sh)
 			return nil
 		}
 		if !st.evictForLocked(err, need, &evicted) {
@@ -135,6 +145,7 @@ func (st *Store) freeSessionLocked(s *session) {
 
 // freeShapeLocked returns the reservation of a shape that nothing uses any more.
 func (st *Store) freeShapeLocked(sh *shape) {
+	st.closeAccountLocked(sh)
 	st.heap -= sh.bytes
 	st.budget.Release(sh.bytes)
 }

@@ -10,16 +10,18 @@ import (
 
 // encoder is the room that an append works in.
 type encoder struct {
-	rows   []*row // from the first page of the append on
-	fresh  []bool // of rows: not in the session yet
-	gap    []*row // new ones before them, after what the session has
-	spare  []*row // new ones for copies of shared rows
-	made   int    // of all these, how many are new and not the session's yet
-	wants  []want
-	ids    []pageID // scratch of straighten
-	copies []struct{ to, from []byte }
-	pages  [][]byte // [groups][pages]
-	hashes []uint64 // [groups]
+	rows  []*row // from the first page of the append on
+	fresh []bool // of rows: not in the session yet
+	gap   []*row // new ones before them, after what the session has
+	spare []*row // new ones for copies of shared rows
+	// metered is of a tenant's own append: its quota holds.
+	metered bool
+	made    int // of all these, how many are new and not the session's yet
+	wants   []want
+	ids     []pageID // scratch of straighten
+	copies  []struct{ to, from []byte }
+	pages   [][]byte // [groups][pages]
+	hashes  []uint64 // [groups]
 
 	chain          Hasher
 	floats         []float32

@@ -20,6 +20,8 @@ type ForkRequest struct {
 	Position int64
 	// Call is a random id of the call; see CreateRequest.
 	Call uint64
+	// Metered is of a tenant's own call: its quota holds.
+	Metered bool
 }
 
 // Fork makes a session that shares the rows of another, which does not change, or answers for the one that the same request
@@ -94,7 +96,7 @@ func (st *Store) fork(s *session, req *ForkRequest, how made) (child, before *se
 	child.mu.Lock()
 	st.mu.Lock()
 	defer st.unlock()
-	before, err = st.admitLocked(child, how)
+	before, err = st.admitLocked(child, how, req.Metered)
 	if err != nil || before != nil {
 		child.mu.Unlock()
 		return child, before, err

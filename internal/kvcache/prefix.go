@@ -32,8 +32,8 @@ type prefixes struct {
 	entries map[prefixKey]*entry
 	// holdings are the ways in which first rows of one content are held: by shape.content, then by shape.root.
 	holdings map[prefixKey]map[prefixKey]*prefixHolding
-	// evictable are the entries that no session shares and no other entry follows.
-	evictable byUse
+	// evictable are, by whose they are, the entries that no session shares and no other entry follows.
+	evictable map[*account]*byUse
 	clock     uint64
 	bytes     int64 // of the pages of the rows that nobody else shares
 	rows      int64 // bytes of these rows themselves
@@ -46,7 +46,7 @@ type prefixHolding struct {
 }
 
 func newPrefixes() prefixes {
-	return prefixes{entries: make(map[prefixKey]*entry), holdings: make(map[prefixKey]map[prefixKey]*prefixHolding)}
+	return prefixes{entries: make(map[prefixKey]*entry), holdings: make(map[prefixKey]map[prefixKey]*prefixHolding), evictable: make(map[*account]*byUse)}
 }
 
 // entry is a full row in the index.
@@ -105,7 +105,7 @@ func (x *prefixes) occupy(e *entry) {
 	x.bytes -= e.row.bytes
 	x.rows -= e.row.shape.rowBytes
 	if e.at >= 0 {
-		heap.Remove(&x.evictable, e.at)
+		x.keep(e)
 	}
 }
 
@@ -121,18 +121,39 @@ func (x *prefixes) vacate(e *entry) {
 func (x *prefixes) sort(e *entry) {
 	switch evictable := e.row.refs == 1 && e.followers == 0; {
 	case evictable && e.at < 0:
-		heap.Push(&x.evictable, e)
+		h := x.evictable[e.row.shape.account]
+		if h == nil {
+			h = &byUse{}
+			x.evictable[e.row.shape.account] = h
+		}
+		heap.Push(h, e)
 	case !evictable && e.at >= 0:
-		heap.Remove(&x.evictable, e.at)
+		x.keep(e)
 	}
 }
 
-// remove takes the least recently used evictable row out of the index and returns it, or nil.
-func (x *prefixes) remove() *row {
-	if len(x.evictable) == 0 {
+// keep takes e out of the evictable.
+func (x *prefixes) keep(e *entry) {
+	of := e.row.shape.account
+	h := x.evictable[of]
+	heap.Remove(h, e.at)
+	if len(*h) == 0 {
+		delete(x.evictable, of)
+	}
+}
+
+// remove takes the least recently used evictable row of those whose may be taken out of the index and returns it, or nil.
+func (x *prefixes) remove(may func(*account) bool) *row {
+	var e *entry
+	for of, h := range x.evictable {
+		if first := (*h)[0]; (e == nil || first.used < e.used) && may(of) {
+			e = first
+		}
+	}
+	if e == nil {
 		return nil
 	}
-	e := heap.Pop(&x.evictable).(*entry)
+	x.keep(e)
 	delete(x.entries, e.key)
 	x.bytes -= e.row.bytes
 	x.rows -= e.row.shape.rowBytes

@@ -3,6 +3,7 @@ package kvcache
 import (
 	"fmt"
 
+	"headwater.example/internal/quota"
 	"headwater.example/shard"
 )
 
@@ -49,6 +50,8 @@ type Error struct {
 	Epoch Epoch
 	// Truncations are the session's, for OtherTruncations.
 	Truncations uint64
+	// Quota is the tenant's limit that was met, for OverBudget; nil is the store's own.
+	Quota *quota.Exceeded
 }
 
 func (e *Error) Error() string { return e.Rule }

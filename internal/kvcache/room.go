@@ -101,6 +101,13 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 	// A session that shared a row may have left it meanwhile.
 	st.freeRowsLocked(s.shape, len(e.spare))
 	e.made -= len(e.spare)
+	if e.metered {
+		if err := st.mayTakeLocked(s.shape.account, need); err != nil {
+			st.freeRowsLocked(s.shape, e.made)
+			e.forget()
+			return err.at(h.layer, s.lengths[l])
+		}
+	}
 	if need, err := st.roomLocked(e, need); err != nil {
 		st.freeRowsLocked(s.shape, e.made)
 		e.forget()
@@ -169,6 +176,7 @@ func (st *Store) roomLocked(e *encoder, need int64) (int64, error) {
 			err := st.pages.take(w.class, w.ids, w.row.shape.owner)
 			if err == nil {
 				need -= int64(len(w.ids) * w.class.size)
+				w.row.shape.account.bytes += int64(len(w.ids) * w.class.size)
 				break
 			}
 			if !st.evictForLocked(err, need, &evicted) {
@@ -184,6 +192,7 @@ func (st *Store) giveBackLocked(wants []want) {
 	for _, w := range wants {
 		for j, id := range w.ids {
 			st.pages.give(w.class, id)
+			w.row.shape.account.bytes -= int64(w.class.size)
 			w.ids[j] = 0
 		}
 	}

@@ -101,6 +101,7 @@ func (st *Store) freeLocked(r *row, l int) {
 			st.pages.give(h.class, r.pages[i])
 			r.pages[i] = 0
 			r.bytes -= int64(h.class.size)
+			r.shape.account.bytes -= int64(h.class.size)
 		}
 	}
 }

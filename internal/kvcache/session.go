@@ -71,6 +71,7 @@ type session struct {
 
 	// Store.mu guards these.
 	used    time.Time
+	part    float64   // as which it is counted to its tenant
 	place   place     // in Store.expiry
 	resting place     // in Store.idle
 	parked  *openLane // which drives it, if Store.idle has found so

@@ -49,7 +49,8 @@ type shape struct {
 	// Sessions and rows that have the shape, guarded by Store.mu. Without any it is no more.
 	sessions, rows int
 	// owner stands for the tenant, whose pages are cleared before others get them.
-	owner Owner
+	owner   Owner
+	account *account // whom its sessions and pages are counted to, while there are any
 	// content is the hash of all that decides which keys and values belong to a token. root, the key of prefixes before their
 	// first token, is that with where they stand.
 	content, root prefixKey

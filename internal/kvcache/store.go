@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"headwater.example/internal/quota"
 )
 
 // StoreConfig is the config of a store.
@@ -18,6 +20,8 @@ type StoreConfig struct {
 	MaxSessions int
 	// Now is the clock, nil is time.Now.
 	Now func() time.Time
+	// Quotas bounds what tenants' own calls make; nil bounds nothing.
+	Quotas *quota.Book
 }
 
 // Store holds the sessions of one worker: for each the pages of the groups that are held. All methods may be called at the
@@ -41,6 +45,7 @@ type Store struct {
 	expiry     expiry // the sessions that are not pinned, by their TTL
 	idle       expiry // and by idleFor, but those that are parked
 	lanes      map[LaneID]*openLane
+	accounts   map[string]*account // of tenants that have anything
 	prefixes   prefixes
 	counters   counters
 	rows       int64      // bytes that are reserved for rows, beside their pages
@@ -72,6 +77,7 @@ func NewStore(config StoreConfig) *Store {
 		tombstones: make(map[SessionID]struct{}),
 		prefixes:   newPrefixes(),
 		lanes:      make(map[LaneID]*openLane),
+		accounts:   make(map[string]*account),
 		expiry:     expiry{place: func(s *session) *place { return &s.place }, after: func(s *session) time.Duration { return s.ttl }},
 		idle:       expiry{place: func(s *session) *place { return &s.resting }, after: func(s *session) time.Duration { return min(s.ttl, idleFor) }},
 	}

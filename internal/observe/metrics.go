@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"headwater.example/internal/certs"
+	"headwater.example/internal/quota"
 )
 
 // Kind is a metric's type.
@@ -24,7 +25,7 @@ type Metric struct {
 	Kind  Kind
 	Help  string
 	Label string   // the one label that it may have, or ""
-	Of    []string // all values of the label; nil is one that is fixed for the process, as its version, or the names of workers
+	Of    []string // all values of the label; nil is what the program learns: its version, the names of workers and tenants
 	Who   Role
 	// Buckets are a histogram's upper bounds in seconds.
 	Buckets []float64
@@ -45,6 +46,14 @@ var (
 	stepBuckets = prometheus.ExponentialBuckets(25e-6, 2, 20)
 	jobBuckets  = prometheus.ExponentialBuckets(0.1, 2.2, 14)
 )
+
+// quotas are what tenants' limits bound.
+func quotas() (all []string) {
+	for _, kind := range quota.Kinds {
+		all = append(all, string(kind))
+	}
+	return all
+}
 
 // refusals are why a peer is refused, by the names of package certs.
 func refusals() []string {
@@ -107,6 +116,11 @@ var (
 	PeersRefused       = Metric{Name: "headwater_peers_refused_total", Kind: Counter, Who: Both, Label: "reason", Of: refusals(), Help: "What was refused of peers for who they are: connections, calls, and messages of gossip, by reason."}
 	CertificateExpires = Metric{Name: "headwater_certificate_expires_timestamp_seconds", Kind: Gauge, Who: Both, Help: "When the process's certificate expires, in seconds since 1970; 0 without one."}
 
+	QuotaRefusals  = Metric{Name: "headwater_coordinator_quota_refusals_total", Kind: Counter, Who: OfCoordinator, Label: "quota", Of: quotas(), Help: "Calls and steps that were refused for a tenant's limit, by what it bounds: by all workers since they started, and jobs by this coordinator."}
+	TenantRefusals = Metric{Name: "headwater_coordinator_tenant_refusals_total", Kind: Counter, Who: OfCoordinator, Label: "tenant", Help: "The same by tenant, for the first 100 that have limits; without a name, of all others together."}
+	TenantSessions = Metric{Name: "headwater_coordinator_tenant_sessions", Kind: Gauge, Who: OfCoordinator, Label: "tenant", Help: "Sessions in the cluster of the tenants that have limits, as above."}
+	TenantBytes    = Metric{Name: "headwater_coordinator_tenant_bytes", Kind: Gauge, Who: OfCoordinator, Label: "tenant", Help: "Bytes of pages in the cluster of the tenants that have limits, as above."}
+
 	MemoryBudget = Metric{Name: "headwater_worker_memory_budget_bytes", Kind: Gauge, Who: OfWorker, Help: "Memory budget for keys, values and queries."}
 	MemoryUsed   = Metric{Name: "headwater_worker_memory_used_bytes", Kind: Gauge, Who: OfWorker, Help: "The part of the budget that is in use."}
 	MemorySpare  = Metric{Name: "headwater_worker_memory_spare_bytes", Kind: Gauge, Who: OfWorker, Help: "The part of what is in use that is given up when room is needed."}
@@ -152,6 +166,7 @@ func All() []Metric {
 		Build, Panics, FlightBytes, FlightReserved, FlightWaiting, OpenCalls, OpenConns, PeersRefused, CertificateExpires,
 		MemoryBudget, MemoryUsed, MemorySpare, Threads, Bus, Sessions, Lanes, QueuedSteps, QueuedTokens, Pages,
 		CacheUsed, CacheFree, CacheRoom, CacheRows, CacheHeap, PrefixBytes, PrefixAsked, PrefixHits, PrefixSaved, Evicted,
+		QuotaRefusals, TenantRefusals, TenantSessions, TenantBytes,
 		RelayLanes, RelayKnown, Workers, WorkersLeft, CopiesLacked, CopiesDone, CopiedBytes, JobsOfStates,
 		Attends, Hedged, HedgesWon, AnswerP50, AnswerP95, Unanswered,
 	}

@@ -32,7 +32,7 @@ import (
 
 // version is the protocol's version, MAJOR.MINOR. A minor version adds what older peers ignore, or what only some services need of
 // both ends: see checkService.
-const Version = "1.3"
+const Version = "1.4"
 
 // sessionService is the service of which both ends speak at least the minor version sessionMinor: since then a step, a fork and a
 // truncation name the state that they build on by ids that older peers do not know.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/certs"
+	"headwater.example/internal/quota"
 	"headwater.example/internal/tenants"
 )
 
@@ -50,6 +51,31 @@ func (s *Security) takesTokens() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.tenants != nil
+}
+
+// Limits returns what tenants may have of the cluster, by name, and what each other tenant may: as the file of tenants says now. The map
+// is not to be changed.
+func (s *Security) Limits() (named map[string]quota.Limits, others quota.Limits) {
+	if !s.secured() {
+		return nil, others
+	}
+	s.current()
+	s.mu.Lock()
+	table := s.tenants
+	s.mu.Unlock()
+	if table == nil {
+		return nil, others
+	}
+	if table.Limits != nil {
+		others = *table.Limits
+	}
+	named = map[string]quota.Limits{}
+	for _, t := range table.Tenants { // a table does not change once it was read
+		if !t.Admin && t.Limits != nil {
+			named[t.Name] = *t.Limits
+		}
+	}
+	return named, others
 }
 
 // tokenOf returns the token that a call shows, and whether it shows any.

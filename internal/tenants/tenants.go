@@ -20,6 +20,7 @@ import (
 
 	"headwater.example/internal/atomicfile"
 	"headwater.example/internal/certs"
+	"headwater.example/internal/quota"
 )
 
 const (
@@ -36,11 +37,15 @@ type Tenant struct {
 	Admin   bool      `json:"admin,omitempty"`  // bound to no tenant: it runs the cluster
 	Tokens  []string  `json:"tokens,omitempty"` // SHA-256 in hexadecimal, the newest first
 	Created time.Time `json:"created"`
+	// Limits are what the tenant may have of the cluster; nil is what all may that have none of their own.
+	Limits *quota.Limits `json:"limits,omitempty"`
 }
 
 // Table is the tenants of a file, by name.
 type Table struct {
 	Tenants []Tenant `json:"tenants"`
+	// Limits are those of each tenant that has none of its own, whether or not it is in the file; nil is none.
+	Limits *quota.Limits `json:"limits,omitempty"`
 
 	tokens map[string]int // index of Tenants, by hash
 }
@@ -88,6 +93,11 @@ func parse(b []byte) (*Table, error) {
 // index checks the tenants, and finds them by their tokens.
 func (t *Table) index() error {
 	t.tokens = map[string]int{}
+	if t.Limits != nil {
+		if err := t.Limits.Check(); err != nil {
+			return err
+		}
+	}
 	for i := range t.Tenants {
 		one := &t.Tenants[i]
 		if err := (certs.Identity{Role: certs.Client, Name: one.Name}).Validate(); err != nil {
@@ -95,6 +105,11 @@ func (t *Table) index() error {
 		}
 		if t.at(one.Name) != i {
 			return fmt.Errorf("tenant %s is there twice", one.Name)
+		}
+		if one.Limits != nil {
+			if err := one.Limits.Check(); err != nil {
+				return fmt.Errorf("tenant %s: %w", one.Name, err)
+			}
 		}
 		for _, hash := range one.Tokens {
 			if b, err := hex.DecodeString(hash); err != nil || len(b) != sha256.Size || strings.ToLower(hash) != hash {
@@ -135,7 +150,7 @@ func (t *Table) Add(name string, admin bool, now time.Time) (token string, err e
 	}
 	token = newToken()
 	t.Tenants = append(t.Tenants, Tenant{Name: name, Admin: admin, Tokens: []string{Hash(token)}, Created: now.UTC().Truncate(time.Second)})
-	slices.SortFunc(t.Tenants, func(a, b Tenant) int { return strings.Compare(a.Name, b.Name) })
+	t.sort()
 	return token, t.index()
 }
 
@@ -162,6 +177,32 @@ func (t *Table) Remove(name string) error {
 	}
 	t.Tenants = slices.Delete(t.Tenants, i, i+1)
 	return t.index()
+}
+
+// Limit sets what a tenant may have of the cluster; nil is what all may that have no limits of their own. A tenant that is not there is
+// added without a token: it is one by its certificate.
+func (t *Table) Limit(name string, l *quota.Limits, now time.Time) error {
+	i := t.at(name)
+	if i < 0 {
+		t.Tenants = append(t.Tenants, Tenant{Name: name, Created: now.UTC().Truncate(time.Second)})
+		t.sort()
+		i = t.at(name)
+	}
+	if t.Tenants[i].Admin {
+		return fmt.Errorf("%s is an admin, who is bound to no tenant and has no limits", name)
+	}
+	t.Tenants[i].Limits = l
+	return t.index()
+}
+
+// LimitOthers sets what each tenant may have that has no limits of its own; nil is no limit.
+func (t *Table) LimitOthers(l *quota.Limits) error {
+	t.Limits = l
+	return t.index()
+}
+
+func (t *Table) sort() {
+	slices.SortFunc(t.Tenants, func(a, b Tenant) int { return strings.Compare(a.Name, b.Name) })
 }
 
 // Write writes the file, whole or not at all. Its owner alone may read it.

@@ -53,7 +53,7 @@ func (s *Service) CreateSession(ctx context.Context, m *headwaterv1.CreateSessio
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
-	req := kvcache.CreateRequest{Tokens: m.GetTokens(), Call: m.GetCall()}
+	req := kvcache.CreateRequest{Tokens: m.GetTokens(), Call: m.GetCall(), Metered: metered(ctx)}
 	var err error
 	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (s *Service) ForkSession(ctx context.Context, m *headwaterv1.ForkSessionReq
 	if err := s.ready(); err != nil {
 		return nil, err
 	}
-	req := kvcache.ForkRequest{Truncations: m.GetTruncations(), Expect: readLayers(m.GetExpect()), Position: -1, Call: m.GetCall()}
+	req := kvcache.ForkRequest{Truncations: m.GetTruncations(), Expect: readLayers(m.GetExpect()), Position: -1, Call: m.GetCall(), Metered: metered(ctx)}
 	var err error
 	if req.Session, err = s.own(ctx, "session", m.GetSession()); err != nil {
 		return nil, err
@@ -220,6 +220,9 @@ func (s *Service) AdoptSession(ctx context.Context, m *headwaterv1.AdoptSessionR
 	}
 	return &headwaterv1.AdoptSessionResponse{State: s.state(state, whole)}, nil
 }
+
+// metered tells whether a call is a tenant's own. What coordinators make of their own accord, as copies, is counted, too, but not refused.
+func metered(ctx context.Context) bool { return rpc.CallerOf(ctx).Tenant != "" }
 
 // own reads the id of a session, and refuses one of another tenant as one that is not held.
 func (s *Service) own(ctx context.Context, field string, b []byte) (kvcache.SessionID, error) {

@@ -11,6 +11,7 @@ import (
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/quotaproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -61,6 +62,14 @@ func (s *Service) do(ctx context.Context, from session.LaneID, t *task) error {
 		refused := invalidSession("session %x: layer %d: %s", m.Session, m.Layer, rule)
 		refused.Why.Layer = m.Layer
 		return refused
+	}
+	if tenant := rpc.CallerOf(ctx).Tenant; tenant != "" {
+		st.append.Metered = true
+		if over := s.m.Quotas.Step(tenant, float64(len(st.groups))/float64(layer.KVHeads)); over != nil {
+			refused := session.Errorf(problemOver, "worker %s: session %x: layer %d: %v", s.m.Name, m.Session, m.Layer, over)
+			refused.Why.Layer, refused.Why.Quota = m.Layer, quotaproto.Write(over)
+			return refused
+		}
 	}
 	share := rpc.ShareOf(ctx)
 	if err := share.TakeAnswer(ctx, room); err != nil {

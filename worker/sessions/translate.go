@@ -14,6 +14,7 @@ import (
 
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/quotaproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -64,6 +65,9 @@ func refusal(err error) error {
 		return err
 	}
 	out := session.Errorf(sessionReasons[e.Reason], "%s", e.Rule)
+	if e.Quota != nil {
+		out.Why.Quota = quotaproto.Write(e.Quota)
+	}
 	out.Why.Layer, out.Why.Group, out.Why.Length, out.Why.Truncations = uint32(e.Layer), uint32(e.Group), e.Length, e.Truncations
 	if e.Reason == kvcache.StaleEpoch {
 		out.Why.Epoch = writeEpoch(e.Epoch)

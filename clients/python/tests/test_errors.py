@@ -7,10 +7,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import any_pb2
 
 import headwater
 from headwater import errors
-from headwater.v1 import coordinator_pb2, session_pb2
+from headwater.v1 import coordinator_pb2, session_pb2, worker_pb2
 
 DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "errors.md").read_text()
 KINDS = {"try again": headwater.TryAgainError, "gone": headwater.GoneError, "refused": headwater.RefusedError}
@@ -40,6 +41,19 @@ def test_every_reason_has_its_class_and_kind() -> None:
         assert type(error) is getattr(headwater, name) and kind_of(error) == kind
         assert str(error) == "do: w1: why so" and error.length == 3
     assert kind_of(errors.session_error("do", session_pb2.SessionError(message="?"))) == "none"
+
+
+def test_a_quota_says_when_to_try_again() -> None:
+    quota = worker_pb2.Quota(tenant="ann", kind="bytes", limit=10, used=9, retry_after_millis=1500)
+    why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_OVER_BUDGET, message="why", holder="w1", quota=quota)
+    error = errors.session_error("do", why)
+    assert isinstance(error, headwater.OverQuotaError) and isinstance(error, headwater.OverBudgetError) and kind_of(error) == "try again"
+    assert (error.tenant, error.quota, error.limit, error.used, error.retry_after) == ("ann", "bytes", 10, 9, 1.5)
+    detail = any_pb2.Any()
+    detail.Pack(quota)
+    call = errors._meaning("submit", "c:1", grpc.StatusCode.RESOURCE_EXHAUSTED, "why", [detail], False)
+    assert isinstance(call, headwater.OverQuotaError) and isinstance(call, errors.CallError) and call.tenant == "ann"
+    assert str(call) == "submit: c:1: why" and kind_of(call) == "try again"
 
 
 class Refusal(grpc.RpcError, grpc.Call):

@@ -7,13 +7,14 @@
 package headwaterv1
 
 import (
+	reflect "reflect"
+	sync "sync"
+	unsafe "unsafe"
+
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	reflect "reflect"
-	sync "sync"
-	unsafe "unsafe"
 )
 
 const (
@@ -1497,7 +1498,9 @@ type StatusResponse struct {
 	// When the coordinator started.
 	Started *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
 	// Panics that the coordinator has caught since then. Each ended one call; the log describes it. Since version 1.2.
-	Panics        uint64 `protobuf:"varint,7,opt,name=panics,proto3" json:"panics,omitempty"`
+	Panics uint64 `protobuf:"varint,7,opt,name=panics,proto3" json:"panics,omitempty"`
+	// What tenants may have and have, for those that have limits: of a tenant's own call its own. Since version 1.4.
+	Tenants       []*TenantStatus `protobuf:"bytes,8,rep,name=tenants,proto3" json:"tenants,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1581,6 +1584,77 @@ func (x *StatusResponse) GetPanics() uint64 {
 	return 0
 }
 
+func (x *StatusResponse) GetTenants() []*TenantStatus {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
+}
+
+// TenantStatus is what a tenant may have and has.
+type TenantStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the tenant.
+	Tenant string `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Its limits; 0 is no limit.
+	Limit *TenantAmounts `protobuf:"bytes,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What it has, of the whole cluster about a second ago; its jobs are those of this coordinator.
+	Used          *TenantAmounts `protobuf:"bytes,3,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantStatus) Reset() {
+	*x = TenantStatus{}
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantStatus) ProtoMessage() {}
+
+func (x *TenantStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantStatus.ProtoReflect.Descriptor instead.
+func (*TenantStatus) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TenantStatus) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *TenantStatus) GetLimit() *TenantAmounts {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+func (x *TenantStatus) GetUsed() *TenantAmounts {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
 // WorkerStatus is one worker as the coordinator sees it.
 type WorkerStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1596,7 +1670,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1682,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1695,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WorkerStatus) GetWorker() *DescribeResponse {
@@ -1658,7 +1732,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1744,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1757,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -1796,7 +1870,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x16DownloadResultResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x0f\n" +
-	"\rStatusRequest\"\x8c\x02\n" +
+	"\rStatusRequest\"\xc2\x02\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -1804,7 +1878,12 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\aworkers\x18\x04 \x03(\v2\x1a.headwater.v1.WorkerStatusR\aworkers\x12,\n" +
 	"\x04jobs\x18\x05 \x03(\v2\x18.headwater.v1.StateCountR\x04jobs\x124\n" +
 	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x16\n" +
-	"\x06panics\x18\a \x01(\x04R\x06panics\"v\n" +
+	"\x06panics\x18\a \x01(\x04R\x06panics\x124\n" +
+	"\atenants\x18\b \x03(\v2\x1a.headwater.v1.TenantStatusR\atenants\"\x8a\x01\n" +
+	"\fTenantStatus\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
+	"\x05limit\x18\x02 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x05limit\x12/\n" +
+	"\x04used\x18\x03 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x04used\"v\n" +
 	"\fWorkerStatus\x126\n" +
 	"\x06worker\x18\x01 \x01(\v2\x1e.headwater.v1.DescribeResponseR\x06worker\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -1843,88 +1922,96 @@ func file_headwater_v1_coordinator_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_coordinator_proto_rawDescData
 }
 
-var file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
-var file_headwater_v1_coordinator_proto_goTypes = []any{
-	(JobState)(0),                  // 0: headwater.v1.JobState
-	(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
-	(*SubmitBegin)(nil),            // 2: headwater.v1.SubmitBegin
-	(*SubmitEnd)(nil),              // 3: headwater.v1.SubmitEnd
-	(*SubmitResponse)(nil),         // 4: headwater.v1.SubmitResponse
-	(*Job)(nil),                    // 5: headwater.v1.Job
-	(*Progress)(nil),               // 6: headwater.v1.Progress
-	(*Report)(nil),                 // 7: headwater.v1.Report
-	(*WorkerReport)(nil),           // 8: headwater.v1.WorkerReport
-	(*GetJobRequest)(nil),          // 9: headwater.v1.GetJobRequest
-	(*GetJobResponse)(nil),         // 10: headwater.v1.GetJobResponse
-	(*ListJobsRequest)(nil),        // 11: headwater.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),       // 12: headwater.v1.ListJobsResponse
-	(*WatchJobRequest)(nil),        // 13: headwater.v1.WatchJobRequest
-	(*WatchJobResponse)(nil),       // 14: headwater.v1.WatchJobResponse
-	(*CancelJobRequest)(nil),       // 15: headwater.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),      // 16: headwater.v1.CancelJobResponse
-	(*DeleteJobRequest)(nil),       // 17: headwater.v1.DeleteJobRequest
-	(*DeleteJobResponse)(nil),      // 18: headwater.v1.DeleteJobResponse
-	(*DownloadResultRequest)(nil),  // 19: headwater.v1.DownloadResultRequest
-	(*DownloadResultResponse)(nil), // 20: headwater.v1.DownloadResultResponse
-	(*StatusRequest)(nil),          // 21: headwater.v1.StatusRequest
-	(*StatusResponse)(nil),         // 22: headwater.v1.StatusResponse
-	(*WorkerStatus)(nil),           // 23: headwater.v1.WorkerStatus
-	(*StateCount)(nil),             // 24: headwater.v1.StateCount
-	(ContextCodec)(0),              // 25: headwater.v1.ContextCodec
-	(*durationpb.Duration)(nil),    // 26: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 27: google.protobuf.Timestamp
-	(*DescribeResponse)(nil),       // 28: headwater.v1.DescribeResponse
-}
+var (
+	file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+	file_headwater_v1_coordinator_proto_msgTypes  = make([]protoimpl.MessageInfo, 25)
+	file_headwater_v1_coordinator_proto_goTypes   = []any{
+		JobState(0),                    // 0: headwater.v1.JobState
+		(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
+		(*SubmitBegin)(nil),            // 2: headwater.v1.SubmitBegin
+		(*SubmitEnd)(nil),              // 3: headwater.v1.SubmitEnd
+		(*SubmitResponse)(nil),         // 4: headwater.v1.SubmitResponse
+		(*Job)(nil),                    // 5: headwater.v1.Job
+		(*Progress)(nil),               // 6: headwater.v1.Progress
+		(*Report)(nil),                 // 7: headwater.v1.Report
+		(*WorkerReport)(nil),           // 8: headwater.v1.WorkerReport
+		(*GetJobRequest)(nil),          // 9: headwater.v1.GetJobRequest
+		(*GetJobResponse)(nil),         // 10: headwater.v1.GetJobResponse
+		(*ListJobsRequest)(nil),        // 11: headwater.v1.ListJobsRequest
+		(*ListJobsResponse)(nil),       // 12: headwater.v1.ListJobsResponse
+		(*WatchJobRequest)(nil),        // 13: headwater.v1.WatchJobRequest
+		(*WatchJobResponse)(nil),       // 14: headwater.v1.WatchJobResponse
+		(*CancelJobRequest)(nil),       // 15: headwater.v1.CancelJobRequest
+		(*CancelJobResponse)(nil),      // 16: headwater.v1.CancelJobResponse
+		(*DeleteJobRequest)(nil),       // 17: headwater.v1.DeleteJobRequest
+		(*DeleteJobResponse)(nil),      // 18: headwater.v1.DeleteJobResponse
+		(*DownloadResultRequest)(nil),  // 19: headwater.v1.DownloadResultRequest
+		(*DownloadResultResponse)(nil), // 20: headwater.v1.DownloadResultResponse
+		(*StatusRequest)(nil),          // 21: headwater.v1.StatusRequest
+		(*StatusResponse)(nil),         // 22: headwater.v1.StatusResponse
+		(*TenantStatus)(nil),           // 23: headwater.v1.TenantStatus
+		(*WorkerStatus)(nil),           // 24: headwater.v1.WorkerStatus
+		(*StateCount)(nil),             // 25: headwater.v1.StateCount
+		ContextCodec(0),                // 26: headwater.v1.ContextCodec
+		(*durationpb.Duration)(nil),    // 27: google.protobuf.Duration
+		(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
+		(*TenantAmounts)(nil),          // 29: headwater.v1.TenantAmounts
+		(*DescribeResponse)(nil),       // 30: headwater.v1.DescribeResponse
+	}
+)
+
 var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	2,  // 0: headwater.v1.SubmitRequest.begin:type_name -> headwater.v1.SubmitBegin
 	3,  // 1: headwater.v1.SubmitRequest.end:type_name -> headwater.v1.SubmitEnd
-	25, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
-	26, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
+	26, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
+	27, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
 	5,  // 4: headwater.v1.SubmitResponse.job:type_name -> headwater.v1.Job
 	0,  // 5: headwater.v1.Job.state:type_name -> headwater.v1.JobState
-	27, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
-	27, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
-	27, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
+	28, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
+	28, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
+	28, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
 	6,  // 9: headwater.v1.Job.progress:type_name -> headwater.v1.Progress
 	7,  // 10: headwater.v1.Job.report:type_name -> headwater.v1.Report
-	25, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
+	26, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
 	8,  // 12: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
-	26, // 13: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
-	26, // 14: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
-	26, // 15: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
+	27, // 13: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
+	27, // 14: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
+	27, // 15: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
 	5,  // 16: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
 	5,  // 17: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
 	5,  // 18: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
 	5,  // 19: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
 	5,  // 20: headwater.v1.DeleteJobResponse.job:type_name -> headwater.v1.Job
 	5,  // 21: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
-	23, // 22: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
-	24, // 23: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
-	27, // 24: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	28, // 25: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
-	0,  // 26: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
-	1,  // 27: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
-	9,  // 28: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
-	11, // 29: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
-	13, // 30: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
-	15, // 31: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
-	17, // 32: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
-	19, // 33: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
-	21, // 34: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
-	4,  // 35: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
-	10, // 36: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
-	12, // 37: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
-	14, // 38: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
-	16, // 39: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
-	18, // 40: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
-	20, // 41: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
-	22, // 42: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
-	35, // [35:43] is the sub-list for method output_type
-	27, // [27:35] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	24, // 22: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
+	25, // 23: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
+	28, // 24: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	23, // 25: headwater.v1.StatusResponse.tenants:type_name -> headwater.v1.TenantStatus
+	29, // 26: headwater.v1.TenantStatus.limit:type_name -> headwater.v1.TenantAmounts
+	29, // 27: headwater.v1.TenantStatus.used:type_name -> headwater.v1.TenantAmounts
+	30, // 28: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
+	0,  // 29: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
+	1,  // 30: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
+	9,  // 31: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
+	11, // 32: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
+	13, // 33: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
+	15, // 34: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
+	17, // 35: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
+	19, // 36: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
+	21, // 37: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
+	4,  // 38: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
+	10, // 39: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
+	12, // 40: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
+	14, // 41: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
+	16, // 42: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
+	18, // 43: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
+	20, // 44: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
+	22, // 45: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
+	38, // [38:46] is the sub-list for method output_type
+	30, // [30:38] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_coordinator_proto_init() }
@@ -1944,7 +2031,7 @@ func file_headwater_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_coordinator_proto_rawDesc), len(file_headwater_v1_coordinator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

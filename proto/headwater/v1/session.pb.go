@@ -7,13 +7,14 @@
 package headwaterv1
 
 import (
+	reflect "reflect"
+	sync "sync"
+	unsafe "unsafe"
+
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
-	reflect "reflect"
-	sync "sync"
-	unsafe "unsafe"
 )
 
 const (
@@ -3239,7 +3240,9 @@ type SessionError struct {
 	// Group, for DIFFERENT.
 	Group uint32 `protobuf:"varint,7,opt,name=group,proto3" json:"group,omitempty"`
 	// Name of the holder that refused; from coordinators, which refuse for several.
-	Holder        string `protobuf:"bytes,8,opt,name=holder,proto3" json:"holder,omitempty"`
+	Holder string `protobuf:"bytes,8,opt,name=holder,proto3" json:"holder,omitempty"`
+	// For OVER_BUDGET, if it is not the workers that have no room: the tenant's limit that the call would exceed. Since version 1.4.
+	Quota         *Quota `protobuf:"bytes,9,opt,name=quota,proto3" json:"quota,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3328,6 +3331,13 @@ func (x *SessionError) GetHolder() string {
 		return x.Holder
 	}
 	return ""
+}
+
+func (x *SessionError) GetQuota() *Quota {
+	if x != nil {
+		return x.Quota
+	}
+	return nil
 }
 
 var File_headwater_v1_session_proto protoreflect.FileDescriptor
@@ -3592,7 +3602,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vqueue_nanos\x18\x05 \x01(\x04R\n" +
 	"queueNanos\x12-\n" +
 	"\x05codec\x18\x06 \x01(\x0e2\x17.headwater.v1.StepCodecR\x05codec\x12\x14\n" +
-	"\x05chain\x18\a \x01(\x06R\x05chain\"\x89\x02\n" +
+	"\x05chain\x18\a \x01(\x06R\x05chain\"\xb4\x02\n" +
 	"\fSessionError\x126\n" +
 	"\aproblem\x18\x01 \x01(\x0e2\x1c.headwater.v1.SessionProblemR\aproblem\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -3601,7 +3611,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
 	"\vtruncations\x18\x06 \x01(\x04R\vtruncations\x12\x14\n" +
 	"\x05group\x18\a \x01(\rR\x05group\x12\x16\n" +
-	"\x06holder\x18\b \x01(\tR\x06holder*\x8d\x01\n" +
+	"\x06holder\x18\b \x01(\tR\x06holder\x12)\n" +
+	"\x05quota\x18\t \x01(\v2\x13.headwater.v1.QuotaR\x05quota*\x8d\x01\n" +
 	"\tStepCodec\x12\x1a\n" +
 	"\x16STEP_CODEC_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEP_CODEC_RAW\x10\x01\x12\x14\n" +
@@ -3650,52 +3661,56 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_session_proto_rawDescData
 }
 
-var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
-var file_headwater_v1_session_proto_goTypes = []any{
-	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
-	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
-	(*Epoch)(nil),                   // 2: headwater.v1.Epoch
-	(*SessionConfig)(nil),           // 3: headwater.v1.SessionConfig
-	(*SessionLayer)(nil),            // 4: headwater.v1.SessionLayer
-	(*HeldLayer)(nil),               // 5: headwater.v1.HeldLayer
-	(*Holder)(nil),                  // 6: headwater.v1.Holder
-	(*LayerState)(nil),              // 7: headwater.v1.LayerState
-	(*SessionState)(nil),            // 8: headwater.v1.SessionState
-	(*CreateSessionRequest)(nil),    // 9: headwater.v1.CreateSessionRequest
-	(*BeginLayer)(nil),              // 10: headwater.v1.BeginLayer
-	(*CreateSessionResponse)(nil),   // 11: headwater.v1.CreateSessionResponse
-	(*TakeSessionRequest)(nil),      // 12: headwater.v1.TakeSessionRequest
-	(*TakeSessionResponse)(nil),     // 13: headwater.v1.TakeSessionResponse
-	(*ForkSessionRequest)(nil),      // 14: headwater.v1.ForkSessionRequest
-	(*ForkSessionResponse)(nil),     // 15: headwater.v1.ForkSessionResponse
-	(*TruncateSessionRequest)(nil),  // 16: headwater.v1.TruncateSessionRequest
-	(*TruncateSessionResponse)(nil), // 17: headwater.v1.TruncateSessionResponse
-	(*PinSessionRequest)(nil),       // 18: headwater.v1.PinSessionRequest
-	(*PinSessionResponse)(nil),      // 19: headwater.v1.PinSessionResponse
-	(*DropSessionRequest)(nil),      // 20: headwater.v1.DropSessionRequest
-	(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
-	(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
-	(*PrefixQuery)(nil),             // 23: headwater.v1.PrefixQuery
-	(*PrefixHolding)(nil),           // 24: headwater.v1.PrefixHolding
-	(*ListSessionsResponse)(nil),    // 25: headwater.v1.ListSessionsResponse
-	(*SilentWorker)(nil),            // 26: headwater.v1.SilentWorker
-	(*CacheState)(nil),              // 27: headwater.v1.CacheState
-	(*PageState)(nil),               // 28: headwater.v1.PageState
-	(*ExportSessionRequest)(nil),    // 29: headwater.v1.ExportSessionRequest
-	(*ExportSessionResponse)(nil),   // 30: headwater.v1.ExportSessionResponse
-	(*AdoptSessionRequest)(nil),     // 31: headwater.v1.AdoptSessionRequest
-	(*AdoptSessionResponse)(nil),    // 32: headwater.v1.AdoptSessionResponse
-	(*LaneRequest)(nil),             // 33: headwater.v1.LaneRequest
-	(*Step)(nil),                    // 34: headwater.v1.Step
-	(*LaneResponse)(nil),            // 35: headwater.v1.LaneResponse
-	(*StepResult)(nil),              // 36: headwater.v1.StepResult
-	(*SessionError)(nil),            // 37: headwater.v1.SessionError
-	(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
-	(StorageType)(0),                // 39: headwater.v1.StorageType
-	(Arithmetic)(0),                 // 40: headwater.v1.Arithmetic
-	(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
-}
+var (
+	file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+	file_headwater_v1_session_proto_msgTypes  = make([]protoimpl.MessageInfo, 36)
+	file_headwater_v1_session_proto_goTypes   = []any{
+		StepCodec(0),                    // 0: headwater.v1.StepCodec
+		SessionProblem(0),               // 1: headwater.v1.SessionProblem
+		(*Epoch)(nil),                   // 2: headwater.v1.Epoch
+		(*SessionConfig)(nil),           // 3: headwater.v1.SessionConfig
+		(*SessionLayer)(nil),            // 4: headwater.v1.SessionLayer
+		(*HeldLayer)(nil),               // 5: headwater.v1.HeldLayer
+		(*Holder)(nil),                  // 6: headwater.v1.Holder
+		(*LayerState)(nil),              // 7: headwater.v1.LayerState
+		(*SessionState)(nil),            // 8: headwater.v1.SessionState
+		(*CreateSessionRequest)(nil),    // 9: headwater.v1.CreateSessionRequest
+		(*BeginLayer)(nil),              // 10: headwater.v1.BeginLayer
+		(*CreateSessionResponse)(nil),   // 11: headwater.v1.CreateSessionResponse
+		(*TakeSessionRequest)(nil),      // 12: headwater.v1.TakeSessionRequest
+		(*TakeSessionResponse)(nil),     // 13: headwater.v1.TakeSessionResponse
+		(*ForkSessionRequest)(nil),      // 14: headwater.v1.ForkSessionRequest
+		(*ForkSessionResponse)(nil),     // 15: headwater.v1.ForkSessionResponse
+		(*TruncateSessionRequest)(nil),  // 16: headwater.v1.TruncateSessionRequest
+		(*TruncateSessionResponse)(nil), // 17: headwater.v1.TruncateSessionResponse
+		(*PinSessionRequest)(nil),       // 18: headwater.v1.PinSessionRequest
+		(*PinSessionResponse)(nil),      // 19: headwater.v1.PinSessionResponse
+		(*DropSessionRequest)(nil),      // 20: headwater.v1.DropSessionRequest
+		(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
+		(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
+		(*PrefixQuery)(nil),             // 23: headwater.v1.PrefixQuery
+		(*PrefixHolding)(nil),           // 24: headwater.v1.PrefixHolding
+		(*ListSessionsResponse)(nil),    // 25: headwater.v1.ListSessionsResponse
+		(*SilentWorker)(nil),            // 26: headwater.v1.SilentWorker
+		(*CacheState)(nil),              // 27: headwater.v1.CacheState
+		(*PageState)(nil),               // 28: headwater.v1.PageState
+		(*ExportSessionRequest)(nil),    // 29: headwater.v1.ExportSessionRequest
+		(*ExportSessionResponse)(nil),   // 30: headwater.v1.ExportSessionResponse
+		(*AdoptSessionRequest)(nil),     // 31: headwater.v1.AdoptSessionRequest
+		(*AdoptSessionResponse)(nil),    // 32: headwater.v1.AdoptSessionResponse
+		(*LaneRequest)(nil),             // 33: headwater.v1.LaneRequest
+		(*Step)(nil),                    // 34: headwater.v1.Step
+		(*LaneResponse)(nil),            // 35: headwater.v1.LaneResponse
+		(*StepResult)(nil),              // 36: headwater.v1.StepResult
+		(*SessionError)(nil),            // 37: headwater.v1.SessionError
+		(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
+		StorageType(0),                  // 39: headwater.v1.StorageType
+		Arithmetic(0),                   // 40: headwater.v1.Arithmetic
+		(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
+		(*Quota)(nil),                   // 42: headwater.v1.Quota
+	}
+)
+
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
 	38, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
@@ -3745,31 +3760,32 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	0,  // 45: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
 	1,  // 46: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
 	2,  // 47: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	9,  // 48: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 49: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 50: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 51: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 52: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 53: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 54: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	29, // 55: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	31, // 56: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
-	33, // 57: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 58: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 59: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 60: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 61: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 62: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 63: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	25, // 64: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	30, // 65: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	32, // 66: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
-	35, // 67: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	58, // [58:68] is the sub-list for method output_type
-	48, // [48:58] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	42, // 48: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
+	9,  // 49: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 50: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 51: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 52: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 53: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 54: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 55: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	29, // 56: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	31, // 57: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
+	33, // 58: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 59: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 60: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 61: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 62: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 63: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 64: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	25, // 65: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	30, // 66: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	32, // 67: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
+	35, // 68: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	59, // [59:69] is the sub-list for method output_type
+	49, // [49:59] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }

@@ -12,11 +12,12 @@
 package headwaterv1
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -420,6 +421,436 @@ func (GradientTensor) EnumDescriptor() ([]byte, []int) {
 	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
 }
 
+// Quota is a tenant's limit that a call would exceed. The same call may succeed later. An error of a call that is not about a
+// session has it among the details of its status. Since version 1.4.
+type Quota struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the tenant.
+	Tenant string `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// What the limit bounds: "sessions", "bytes", "steps_per_second" or "jobs".
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// The limit, over the whole cluster; of jobs, at the coordinator.
+	Limit float64 `protobuf:"fixed64,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What the tenant has of it, as far as it is known where the call was refused.
+	Used float64 `protobuf:"fixed64,4,opt,name=used,proto3" json:"used,omitempty"`
+	// After how many milliseconds the call may succeed at the earliest.
+	RetryAfterMillis uint64 `protobuf:"varint,5,opt,name=retry_after_millis,json=retryAfterMillis,proto3" json:"retry_after_millis,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Quota) Reset() {
+	*x = Quota{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quota) ProtoMessage() {}
+
+func (x *Quota) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quota.ProtoReflect.Descriptor instead.
+func (*Quota) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *Quota) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *Quota) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Quota) GetLimit() float64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Quota) GetUsed() float64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Quota) GetRetryAfterMillis() uint64 {
+	if x != nil {
+		return x.RetryAfterMillis
+	}
+	return 0
+}
+
+// TenantAmounts are a tenant's limits, or what it has.
+type TenantAmounts struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sessions.
+	Sessions float64 `protobuf:"fixed64,1,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Bytes of pages.
+	Bytes uint64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Steps a second.
+	StepsPerSecond float64 `protobuf:"fixed64,3,opt,name=steps_per_second,json=stepsPerSecond,proto3" json:"steps_per_second,omitempty"`
+	// Jobs that have not ended.
+	Jobs          uint64 `protobuf:"varint,4,opt,name=jobs,proto3" json:"jobs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantAmounts) Reset() {
+	*x = TenantAmounts{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantAmounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantAmounts) ProtoMessage() {}
+
+func (x *TenantAmounts) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantAmounts.ProtoReflect.Descriptor instead.
+func (*TenantAmounts) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *TenantAmounts) GetSessions() float64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *TenantAmounts) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *TenantAmounts) GetStepsPerSecond() float64 {
+	if x != nil {
+		return x.StepsPerSecond
+	}
+	return 0
+}
+
+func (x *TenantAmounts) GetJobs() uint64 {
+	if x != nil {
+		return x.Jobs
+	}
+	return 0
+}
+
+// ShareQuotasRequest says what tenants may have of one worker. It replaces what was said before.
+type ShareQuotasRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether only to ask what they have; nothing changes.
+	AskOnly bool `protobuf:"varint,1,opt,name=ask_only,json=askOnly,proto3" json:"ask_only,omitempty"`
+	// The tenants that are named.
+	Tenants []*TenantShare `protobuf:"bytes,2,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	// What each other tenant may have; absent is no limit.
+	Others        *TenantShare `protobuf:"bytes,3,opt,name=others,proto3" json:"others,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareQuotasRequest) Reset() {
+	*x = ShareQuotasRequest{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareQuotasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareQuotasRequest) ProtoMessage() {}
+
+func (x *ShareQuotasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareQuotasRequest.ProtoReflect.Descriptor instead.
+func (*ShareQuotasRequest) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ShareQuotasRequest) GetAskOnly() bool {
+	if x != nil {
+		return x.AskOnly
+	}
+	return false
+}
+
+func (x *ShareQuotasRequest) GetTenants() []*TenantShare {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
+}
+
+func (x *ShareQuotasRequest) GetOthers() *TenantShare {
+	if x != nil {
+		return x.Others
+	}
+	return nil
+}
+
+// TenantShare is what a tenant may have of one worker.
+type TenantShare struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the tenant.
+	Tenant string `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// The limits over the whole cluster; 0 is no limit, whatever the share says.
+	Limit *TenantAmounts `protobuf:"bytes,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// What the tenant has of the whole cluster.
+	Used *TenantAmounts `protobuf:"bytes,3,opt,name=used,proto3" json:"used,omitempty"`
+	// How much of it this worker may give, with what the tenant has there: sessions of which it holds a part, bytes, steps a second.
+	Share         *TenantAmounts `protobuf:"bytes,4,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantShare) Reset() {
+	*x = TenantShare{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantShare) ProtoMessage() {}
+
+func (x *TenantShare) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantShare.ProtoReflect.Descriptor instead.
+func (*TenantShare) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *TenantShare) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *TenantShare) GetLimit() *TenantAmounts {
+	if x != nil {
+		return x.Limit
+	}
+	return nil
+}
+
+func (x *TenantShare) GetUsed() *TenantAmounts {
+	if x != nil {
+		return x.Used
+	}
+	return nil
+}
+
+func (x *TenantShare) GetShare() *TenantAmounts {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+// ShareQuotasResponse is what tenants have of one worker.
+type ShareQuotasResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Those that have anything, or have asked for it.
+	Tenants       []*TenantUsage `protobuf:"bytes,1,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareQuotasResponse) Reset() {
+	*x = ShareQuotasResponse{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareQuotasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareQuotasResponse) ProtoMessage() {}
+
+func (x *ShareQuotasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareQuotasResponse.ProtoReflect.Descriptor instead.
+func (*ShareQuotasResponse) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ShareQuotasResponse) GetTenants() []*TenantUsage {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
+}
+
+// TenantUsage is what a tenant has of one worker, with all of its parts.
+type TenantUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the tenant.
+	Tenant string `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Sessions of which the worker holds a part.
+	Held uint64 `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"`
+	// The same, each counted as one part of as many as it has holders.
+	Sessions float64 `protobuf:"fixed64,3,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	// Bytes of pages.
+	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Steps that it was asked for since the worker started, each as the part that the worker answers.
+	Steps float64 `protobuf:"fixed64,5,opt,name=steps,proto3" json:"steps,omitempty"`
+	// What was refused since then for the tenant's limits, by the limit.
+	Refused       *TenantAmounts `protobuf:"bytes,6,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantUsage) Reset() {
+	*x = TenantUsage{}
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantUsage) ProtoMessage() {}
+
+func (x *TenantUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantUsage.ProtoReflect.Descriptor instead.
+func (*TenantUsage) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TenantUsage) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *TenantUsage) GetHeld() uint64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *TenantUsage) GetSessions() float64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *TenantUsage) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *TenantUsage) GetSteps() float64 {
+	if x != nil {
+		return x.Steps
+	}
+	return 0
+}
+
+func (x *TenantUsage) GetRefused() *TenantAmounts {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
 // WatchAttentionRequest names a group of a layer of a session.
 type WatchAttentionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -438,7 +869,7 @@ type WatchAttentionRequest struct {
 
 func (x *WatchAttentionRequest) Reset() {
 	*x = WatchAttentionRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +881,7 @@ func (x *WatchAttentionRequest) String() string {
 func (*WatchAttentionRequest) ProtoMessage() {}
 
 func (x *WatchAttentionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[0]
+	mi := &file_headwater_v1_worker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +894,7 @@ func (x *WatchAttentionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAttentionRequest.ProtoReflect.Descriptor instead.
 func (*WatchAttentionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{0}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchAttentionRequest) GetSession() []byte {
@@ -519,7 +950,7 @@ type WatchAttentionResponse struct {
 
 func (x *WatchAttentionResponse) Reset() {
 	*x = WatchAttentionResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +962,7 @@ func (x *WatchAttentionResponse) String() string {
 func (*WatchAttentionResponse) ProtoMessage() {}
 
 func (x *WatchAttentionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[1]
+	mi := &file_headwater_v1_worker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +975,7 @@ func (x *WatchAttentionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchAttentionResponse.ProtoReflect.Descriptor instead.
 func (*WatchAttentionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{1}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchAttentionResponse) GetPosition() uint64 {
@@ -612,7 +1043,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +1055,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[2]
+	mi := &file_headwater_v1_worker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +1068,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{2}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
 }
 
 // DescribeResponse is a worker's identity and its memory.
@@ -684,7 +1115,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +1127,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[3]
+	mi := &file_headwater_v1_worker_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +1140,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{3}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DescribeResponse) GetName() string {
@@ -830,7 +1261,7 @@ type SetDrainingRequest struct {
 
 func (x *SetDrainingRequest) Reset() {
 	*x = SetDrainingRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -842,7 +1273,7 @@ func (x *SetDrainingRequest) String() string {
 func (*SetDrainingRequest) ProtoMessage() {}
 
 func (x *SetDrainingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[4]
+	mi := &file_headwater_v1_worker_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -855,7 +1286,7 @@ func (x *SetDrainingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDrainingRequest.ProtoReflect.Descriptor instead.
 func (*SetDrainingRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{4}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetDrainingRequest) GetDraining() bool {
@@ -881,7 +1312,7 @@ type SetDrainingResponse struct {
 
 func (x *SetDrainingResponse) Reset() {
 	*x = SetDrainingResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +1324,7 @@ func (x *SetDrainingResponse) String() string {
 func (*SetDrainingResponse) ProtoMessage() {}
 
 func (x *SetDrainingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[5]
+	mi := &file_headwater_v1_worker_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +1337,7 @@ func (x *SetDrainingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDrainingResponse.ProtoReflect.Descriptor instead.
 func (*SetDrainingResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{5}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
 }
 
 // WorkerLoad is what a worker has done since it started.
@@ -928,7 +1359,7 @@ type WorkerLoad struct {
 
 func (x *WorkerLoad) Reset() {
 	*x = WorkerLoad{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1371,7 @@ func (x *WorkerLoad) String() string {
 func (*WorkerLoad) ProtoMessage() {}
 
 func (x *WorkerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[6]
+	mi := &file_headwater_v1_worker_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1384,7 @@ func (x *WorkerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerLoad.ProtoReflect.Descriptor instead.
 func (*WorkerLoad) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{6}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WorkerLoad) GetBusBytesPerSecond() uint64 {
@@ -1006,7 +1437,7 @@ type LayerLoad struct {
 
 func (x *LayerLoad) Reset() {
 	*x = LayerLoad{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1449,7 @@ func (x *LayerLoad) String() string {
 func (*LayerLoad) ProtoMessage() {}
 
 func (x *LayerLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[7]
+	mi := &file_headwater_v1_worker_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1462,7 @@ func (x *LayerLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LayerLoad.ProtoReflect.Descriptor instead.
 func (*LayerLoad) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LayerLoad) GetLayer() uint32 {
@@ -1080,7 +1511,7 @@ type RunRequest struct {
 
 func (x *RunRequest) Reset() {
 	*x = RunRequest{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1523,7 @@ func (x *RunRequest) String() string {
 func (*RunRequest) ProtoMessage() {}
 
 func (x *RunRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[8]
+	mi := &file_headwater_v1_worker_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1536,7 @@ func (x *RunRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunRequest.ProtoReflect.Descriptor instead.
 func (*RunRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RunRequest) GetRequest() isRunRequest_Request {
@@ -1314,7 +1745,7 @@ type RunResponse struct {
 
 func (x *RunResponse) Reset() {
 	*x = RunResponse{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1757,7 @@ func (x *RunResponse) String() string {
 func (*RunResponse) ProtoMessage() {}
 
 func (x *RunResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[9]
+	mi := &file_headwater_v1_worker_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1770,7 @@ func (x *RunResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunResponse.ProtoReflect.Descriptor instead.
 func (*RunResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RunResponse) GetResponse() isRunResponse_Response {
@@ -1448,7 +1879,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1891,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[10]
+	mi := &file_headwater_v1_worker_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1904,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Open) GetJobId() string {
@@ -1543,7 +1974,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1986,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[11]
+	mi := &file_headwater_v1_worker_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1999,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Problem) GetNHeads() uint32 {
@@ -1715,7 +2146,7 @@ type Gradients struct {
 
 func (x *Gradients) Reset() {
 	*x = Gradients{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +2158,7 @@ func (x *Gradients) String() string {
 func (*Gradients) ProtoMessage() {}
 
 func (x *Gradients) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[12]
+	mi := &file_headwater_v1_worker_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +2171,7 @@ func (x *Gradients) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradients.ProtoReflect.Descriptor instead.
 func (*Gradients) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Gradients) GetGiven() bool {
@@ -1792,7 +2223,7 @@ type Projection struct {
 
 func (x *Projection) Reset() {
 	*x = Projection{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2235,7 @@ func (x *Projection) String() string {
 func (*Projection) ProtoMessage() {}
 
 func (x *Projection) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[13]
+	mi := &file_headwater_v1_worker_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2248,7 @@ func (x *Projection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Projection.ProtoReflect.Descriptor instead.
 func (*Projection) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Projection) GetDModel() uint32 {
@@ -1877,7 +2308,7 @@ type ShardOpen struct {
 
 func (x *ShardOpen) Reset() {
 	*x = ShardOpen{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2320,7 @@ func (x *ShardOpen) String() string {
 func (*ShardOpen) ProtoMessage() {}
 
 func (x *ShardOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[14]
+	mi := &file_headwater_v1_worker_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2333,7 @@ func (x *ShardOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpen.ProtoReflect.Descriptor instead.
 func (*ShardOpen) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ShardOpen) GetProblem() uint32 {
@@ -1941,7 +2372,7 @@ type ShardOpened struct {
 
 func (x *ShardOpened) Reset() {
 	*x = ShardOpened{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2384,7 @@ func (x *ShardOpened) String() string {
 func (*ShardOpened) ProtoMessage() {}
 
 func (x *ShardOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[15]
+	mi := &file_headwater_v1_worker_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2397,7 @@ func (x *ShardOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardOpened.ProtoReflect.Descriptor instead.
 func (*ShardOpened) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ShardOpened) GetProblem() uint32 {
@@ -2015,7 +2446,7 @@ type KeyValueBlock struct {
 
 func (x *KeyValueBlock) Reset() {
 	*x = KeyValueBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2458,7 @@ func (x *KeyValueBlock) String() string {
 func (*KeyValueBlock) ProtoMessage() {}
 
 func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[16]
+	mi := &file_headwater_v1_worker_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2471,7 @@ func (x *KeyValueBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyValueBlock.ProtoReflect.Descriptor instead.
 func (*KeyValueBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *KeyValueBlock) GetProblem() uint32 {
@@ -2122,7 +2553,7 @@ type WeightBlock struct {
 
 func (x *WeightBlock) Reset() {
 	*x = WeightBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2565,7 @@ func (x *WeightBlock) String() string {
 func (*WeightBlock) ProtoMessage() {}
 
 func (x *WeightBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[17]
+	mi := &file_headwater_v1_worker_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2578,7 @@ func (x *WeightBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightBlock.ProtoReflect.Descriptor instead.
 func (*WeightBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WeightBlock) GetProblem() uint32 {
@@ -2213,7 +2644,7 @@ type HiddenBlock struct {
 
 func (x *HiddenBlock) Reset() {
 	*x = HiddenBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2656,7 @@ func (x *HiddenBlock) String() string {
 func (*HiddenBlock) ProtoMessage() {}
 
 func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[18]
+	mi := &file_headwater_v1_worker_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2669,7 @@ func (x *HiddenBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HiddenBlock.ProtoReflect.Descriptor instead.
 func (*HiddenBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HiddenBlock) GetProblem() uint32 {
@@ -2299,7 +2730,7 @@ type ShardSeal struct {
 
 func (x *ShardSeal) Reset() {
 	*x = ShardSeal{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2742,7 @@ func (x *ShardSeal) String() string {
 func (*ShardSeal) ProtoMessage() {}
 
 func (x *ShardSeal) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[19]
+	mi := &file_headwater_v1_worker_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2755,7 @@ func (x *ShardSeal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSeal.ProtoReflect.Descriptor instead.
 func (*ShardSeal) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ShardSeal) GetProblem() uint32 {
@@ -2361,7 +2792,7 @@ type Receipt struct {
 
 func (x *Receipt) Reset() {
 	*x = Receipt{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2804,7 @@ func (x *Receipt) String() string {
 func (*Receipt) ProtoMessage() {}
 
 func (x *Receipt) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[20]
+	mi := &file_headwater_v1_worker_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2817,7 @@ func (x *Receipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Receipt.ProtoReflect.Descriptor instead.
 func (*Receipt) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Receipt) GetLength() uint64 {
@@ -2418,7 +2849,7 @@ type ShardSealed struct {
 
 func (x *ShardSealed) Reset() {
 	*x = ShardSealed{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2861,7 @@ func (x *ShardSealed) String() string {
 func (*ShardSealed) ProtoMessage() {}
 
 func (x *ShardSealed) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[21]
+	mi := &file_headwater_v1_worker_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2874,7 @@ func (x *ShardSealed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardSealed.ProtoReflect.Descriptor instead.
 func (*ShardSealed) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ShardSealed) GetProblem() uint32 {
@@ -2480,7 +2911,7 @@ type ShardClose struct {
 
 func (x *ShardClose) Reset() {
 	*x = ShardClose{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +2923,7 @@ func (x *ShardClose) String() string {
 func (*ShardClose) ProtoMessage() {}
 
 func (x *ShardClose) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[22]
+	mi := &file_headwater_v1_worker_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2936,7 @@ func (x *ShardClose) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardClose.ProtoReflect.Descriptor instead.
 func (*ShardClose) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ShardClose) GetProblem() uint32 {
@@ -2557,7 +2988,7 @@ type QueryBlock struct {
 
 func (x *QueryBlock) Reset() {
 	*x = QueryBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2569,7 +3000,7 @@ func (x *QueryBlock) String() string {
 func (*QueryBlock) ProtoMessage() {}
 
 func (x *QueryBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[23]
+	mi := &file_headwater_v1_worker_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2582,7 +3013,7 @@ func (x *QueryBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryBlock.ProtoReflect.Descriptor instead.
 func (*QueryBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *QueryBlock) GetProblem() uint32 {
@@ -2701,7 +3132,7 @@ type GradientBlock struct {
 
 func (x *GradientBlock) Reset() {
 	*x = GradientBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[24]
+	mi := &file_headwater_v1_worker_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +3144,7 @@ func (x *GradientBlock) String() string {
 func (*GradientBlock) ProtoMessage() {}
 
 func (x *GradientBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[24]
+	mi := &file_headwater_v1_worker_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +3157,7 @@ func (x *GradientBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GradientBlock.ProtoReflect.Descriptor instead.
 func (*GradientBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GradientBlock) GetProblem() uint32 {
@@ -2814,7 +3245,7 @@ type OperandBlock struct {
 
 func (x *OperandBlock) Reset() {
 	*x = OperandBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[25]
+	mi := &file_headwater_v1_worker_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2826,7 +3257,7 @@ func (x *OperandBlock) String() string {
 func (*OperandBlock) ProtoMessage() {}
 
 func (x *OperandBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[25]
+	mi := &file_headwater_v1_worker_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2839,7 +3270,7 @@ func (x *OperandBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperandBlock.ProtoReflect.Descriptor instead.
 func (*OperandBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OperandBlock) GetOperand() Operand {
@@ -2888,7 +3319,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[26]
+	mi := &file_headwater_v1_worker_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +3331,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[26]
+	mi := &file_headwater_v1_worker_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +3344,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{26}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Context) GetProblem() uint32 {
@@ -3000,7 +3431,7 @@ type Gradient struct {
 
 func (x *Gradient) Reset() {
 	*x = Gradient{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[27]
+	mi := &file_headwater_v1_worker_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3443,7 @@ func (x *Gradient) String() string {
 func (*Gradient) ProtoMessage() {}
 
 func (x *Gradient) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[27]
+	mi := &file_headwater_v1_worker_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3456,7 @@ func (x *Gradient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gradient.ProtoReflect.Descriptor instead.
 func (*Gradient) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{27}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Gradient) GetProblem() uint32 {
@@ -3115,7 +3546,7 @@ type OutputBlock struct {
 
 func (x *OutputBlock) Reset() {
 	*x = OutputBlock{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[28]
+	mi := &file_headwater_v1_worker_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3558,7 @@ func (x *OutputBlock) String() string {
 func (*OutputBlock) ProtoMessage() {}
 
 func (x *OutputBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[28]
+	mi := &file_headwater_v1_worker_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3571,7 @@ func (x *OutputBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputBlock.ProtoReflect.Descriptor instead.
 func (*OutputBlock) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{28}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *OutputBlock) GetProblem() uint32 {
@@ -3211,7 +3642,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_headwater_v1_worker_proto_msgTypes[29]
+	mi := &file_headwater_v1_worker_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3654,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_worker_proto_msgTypes[29]
+	mi := &file_headwater_v1_worker_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3667,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{29}
+	return file_headwater_v1_worker_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Output) GetProblem() uint32 {
@@ -3278,7 +3709,36 @@ var File_headwater_v1_worker_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\n" +
-	"\x19headwater/v1/worker.proto\x12\fheadwater.v1\"{\n" +
+	"\x19headwater/v1/worker.proto\x12\fheadwater.v1\"\x8b\x01\n" +
+	"\x05Quota\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x01R\x05limit\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\x01R\x04used\x12,\n" +
+	"\x12retry_after_millis\x18\x05 \x01(\x04R\x10retryAfterMillis\"\x7f\n" +
+	"\rTenantAmounts\x12\x1a\n" +
+	"\bsessions\x18\x01 \x01(\x01R\bsessions\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12(\n" +
+	"\x10steps_per_second\x18\x03 \x01(\x01R\x0estepsPerSecond\x12\x12\n" +
+	"\x04jobs\x18\x04 \x01(\x04R\x04jobs\"\x97\x01\n" +
+	"\x12ShareQuotasRequest\x12\x19\n" +
+	"\bask_only\x18\x01 \x01(\bR\aaskOnly\x123\n" +
+	"\atenants\x18\x02 \x03(\v2\x19.headwater.v1.TenantShareR\atenants\x121\n" +
+	"\x06others\x18\x03 \x01(\v2\x19.headwater.v1.TenantShareR\x06others\"\xbc\x01\n" +
+	"\vTenantShare\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
+	"\x05limit\x18\x02 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x05limit\x12/\n" +
+	"\x04used\x18\x03 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x04used\x121\n" +
+	"\x05share\x18\x04 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x05share\"J\n" +
+	"\x13ShareQuotasResponse\x123\n" +
+	"\atenants\x18\x01 \x03(\v2\x19.headwater.v1.TenantUsageR\atenants\"\xb8\x01\n" +
+	"\vTenantUsage\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04held\x18\x02 \x01(\x04R\x04held\x12\x1a\n" +
+	"\bsessions\x18\x03 \x01(\x01R\bsessions\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05steps\x18\x05 \x01(\x01R\x05steps\x125\n" +
+	"\arefused\x18\x06 \x01(\v2\x1b.headwater.v1.TenantAmountsR\arefused\"{\n" +
 	"\x15WatchAttentionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x14\n" +
@@ -3567,12 +4027,13 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x12\x17\n" +
 	"\x13GRADIENT_TENSOR_B_K\x10\v\x12\x17\n" +
 	"\x13GRADIENT_TENSOR_B_V\x10\f\x12\x17\n" +
-	"\x13GRADIENT_TENSOR_B_O\x10\r2\xcd\x02\n" +
+	"\x13GRADIENT_TENSOR_B_O\x10\r2\xa1\x03\n" +
 	"\rWorkerService\x12I\n" +
 	"\bDescribe\x12\x1d.headwater.v1.DescribeRequest\x1a\x1e.headwater.v1.DescribeResponse\x12R\n" +
 	"\vSetDraining\x12 .headwater.v1.SetDrainingRequest\x1a!.headwater.v1.SetDrainingResponse\x12>\n" +
 	"\x03Run\x12\x18.headwater.v1.RunRequest\x1a\x19.headwater.v1.RunResponse(\x010\x01\x12]\n" +
-	"\x0eWatchAttention\x12#.headwater.v1.WatchAttentionRequest\x1a$.headwater.v1.WatchAttentionResponse0\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
+	"\x0eWatchAttention\x12#.headwater.v1.WatchAttentionRequest\x1a$.headwater.v1.WatchAttentionResponse0\x01\x12R\n" +
+	"\vShareQuotas\x12 .headwater.v1.ShareQuotasRequest\x1a!.headwater.v1.ShareQuotasResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
 	file_headwater_v1_worker_proto_rawDescOnce sync.Once
@@ -3586,89 +4047,107 @@ func file_headwater_v1_worker_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_worker_proto_rawDescData
 }
 
-var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
-var file_headwater_v1_worker_proto_goTypes = []any{
-	(ContextCodec)(0),              // 0: headwater.v1.ContextCodec
-	(StorageType)(0),               // 1: headwater.v1.StorageType
-	(Arithmetic)(0),                // 2: headwater.v1.Arithmetic
-	(Weight)(0),                    // 3: headwater.v1.Weight
-	(Operand)(0),                   // 4: headwater.v1.Operand
-	(GradientTensor)(0),            // 5: headwater.v1.GradientTensor
-	(*WatchAttentionRequest)(nil),  // 6: headwater.v1.WatchAttentionRequest
-	(*WatchAttentionResponse)(nil), // 7: headwater.v1.WatchAttentionResponse
-	(*DescribeRequest)(nil),        // 8: headwater.v1.DescribeRequest
-	(*DescribeResponse)(nil),       // 9: headwater.v1.DescribeResponse
-	(*SetDrainingRequest)(nil),     // 10: headwater.v1.SetDrainingRequest
-	(*SetDrainingResponse)(nil),    // 11: headwater.v1.SetDrainingResponse
-	(*WorkerLoad)(nil),             // 12: headwater.v1.WorkerLoad
-	(*LayerLoad)(nil),              // 13: headwater.v1.LayerLoad
-	(*RunRequest)(nil),             // 14: headwater.v1.RunRequest
-	(*RunResponse)(nil),            // 15: headwater.v1.RunResponse
-	(*Open)(nil),                   // 16: headwater.v1.Open
-	(*Problem)(nil),                // 17: headwater.v1.Problem
-	(*Gradients)(nil),              // 18: headwater.v1.Gradients
-	(*Projection)(nil),             // 19: headwater.v1.Projection
-	(*ShardOpen)(nil),              // 20: headwater.v1.ShardOpen
-	(*ShardOpened)(nil),            // 21: headwater.v1.ShardOpened
-	(*KeyValueBlock)(nil),          // 22: headwater.v1.KeyValueBlock
-	(*WeightBlock)(nil),            // 23: headwater.v1.WeightBlock
-	(*HiddenBlock)(nil),            // 24: headwater.v1.HiddenBlock
-	(*ShardSeal)(nil),              // 25: headwater.v1.ShardSeal
-	(*Receipt)(nil),                // 26: headwater.v1.Receipt
-	(*ShardSealed)(nil),            // 27: headwater.v1.ShardSealed
-	(*ShardClose)(nil),             // 28: headwater.v1.ShardClose
-	(*QueryBlock)(nil),             // 29: headwater.v1.QueryBlock
-	(*GradientBlock)(nil),          // 30: headwater.v1.GradientBlock
-	(*OperandBlock)(nil),           // 31: headwater.v1.OperandBlock
-	(*Context)(nil),                // 32: headwater.v1.Context
-	(*Gradient)(nil),               // 33: headwater.v1.Gradient
-	(*OutputBlock)(nil),            // 34: headwater.v1.OutputBlock
-	(*Output)(nil),                 // 35: headwater.v1.Output
-}
+var (
+	file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+	file_headwater_v1_worker_proto_msgTypes  = make([]protoimpl.MessageInfo, 36)
+	file_headwater_v1_worker_proto_goTypes   = []any{
+		ContextCodec(0),                // 0: headwater.v1.ContextCodec
+		StorageType(0),                 // 1: headwater.v1.StorageType
+		Arithmetic(0),                  // 2: headwater.v1.Arithmetic
+		Weight(0),                      // 3: headwater.v1.Weight
+		Operand(0),                     // 4: headwater.v1.Operand
+		GradientTensor(0),              // 5: headwater.v1.GradientTensor
+		(*Quota)(nil),                  // 6: headwater.v1.Quota
+		(*TenantAmounts)(nil),          // 7: headwater.v1.TenantAmounts
+		(*ShareQuotasRequest)(nil),     // 8: headwater.v1.ShareQuotasRequest
+		(*TenantShare)(nil),            // 9: headwater.v1.TenantShare
+		(*ShareQuotasResponse)(nil),    // 10: headwater.v1.ShareQuotasResponse
+		(*TenantUsage)(nil),            // 11: headwater.v1.TenantUsage
+		(*WatchAttentionRequest)(nil),  // 12: headwater.v1.WatchAttentionRequest
+		(*WatchAttentionResponse)(nil), // 13: headwater.v1.WatchAttentionResponse
+		(*DescribeRequest)(nil),        // 14: headwater.v1.DescribeRequest
+		(*DescribeResponse)(nil),       // 15: headwater.v1.DescribeResponse
+		(*SetDrainingRequest)(nil),     // 16: headwater.v1.SetDrainingRequest
+		(*SetDrainingResponse)(nil),    // 17: headwater.v1.SetDrainingResponse
+		(*WorkerLoad)(nil),             // 18: headwater.v1.WorkerLoad
+		(*LayerLoad)(nil),              // 19: headwater.v1.LayerLoad
+		(*RunRequest)(nil),             // 20: headwater.v1.RunRequest
+		(*RunResponse)(nil),            // 21: headwater.v1.RunResponse
+		(*Open)(nil),                   // 22: headwater.v1.Open
+		(*Problem)(nil),                // 23: headwater.v1.Problem
+		(*Gradients)(nil),              // 24: headwater.v1.Gradients
+		(*Projection)(nil),             // 25: headwater.v1.Projection
+		(*ShardOpen)(nil),              // 26: headwater.v1.ShardOpen
+		(*ShardOpened)(nil),            // 27: headwater.v1.ShardOpened
+		(*KeyValueBlock)(nil),          // 28: headwater.v1.KeyValueBlock
+		(*WeightBlock)(nil),            // 29: headwater.v1.WeightBlock
+		(*HiddenBlock)(nil),            // 30: headwater.v1.HiddenBlock
+		(*ShardSeal)(nil),              // 31: headwater.v1.ShardSeal
+		(*Receipt)(nil),                // 32: headwater.v1.Receipt
+		(*ShardSealed)(nil),            // 33: headwater.v1.ShardSealed
+		(*ShardClose)(nil),             // 34: headwater.v1.ShardClose
+		(*QueryBlock)(nil),             // 35: headwater.v1.QueryBlock
+		(*GradientBlock)(nil),          // 36: headwater.v1.GradientBlock
+		(*OperandBlock)(nil),           // 37: headwater.v1.OperandBlock
+		(*Context)(nil),                // 38: headwater.v1.Context
+		(*Gradient)(nil),               // 39: headwater.v1.Gradient
+		(*OutputBlock)(nil),            // 40: headwater.v1.OutputBlock
+		(*Output)(nil),                 // 41: headwater.v1.Output
+	}
+)
+
 var file_headwater_v1_worker_proto_depIdxs = []int32{
-	12, // 0: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
-	13, // 1: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
-	16, // 2: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
-	20, // 3: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
-	22, // 4: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
-	23, // 5: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
-	24, // 6: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
-	25, // 7: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
-	29, // 8: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
-	31, // 9: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
-	28, // 10: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
-	34, // 11: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
-	30, // 12: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
-	21, // 13: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
-	27, // 14: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
-	32, // 15: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
-	35, // 16: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
-	33, // 17: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
-	17, // 18: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
-	0,  // 19: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
-	1,  // 20: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
-	19, // 21: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
-	18, // 22: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
-	2,  // 23: headwater.v1.Problem.arithmetic:type_name -> headwater.v1.Arithmetic
-	3,  // 24: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
-	26, // 25: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
-	26, // 26: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
-	4,  // 27: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
-	5,  // 28: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
-	8,  // 29: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
-	10, // 30: headwater.v1.WorkerService.SetDraining:input_type -> headwater.v1.SetDrainingRequest
-	14, // 31: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
-	6,  // 32: headwater.v1.WorkerService.WatchAttention:input_type -> headwater.v1.WatchAttentionRequest
-	9,  // 33: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
-	11, // 34: headwater.v1.WorkerService.SetDraining:output_type -> headwater.v1.SetDrainingResponse
-	15, // 35: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
-	7,  // 36: headwater.v1.WorkerService.WatchAttention:output_type -> headwater.v1.WatchAttentionResponse
-	33, // [33:37] is the sub-list for method output_type
-	29, // [29:33] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	9,  // 0: headwater.v1.ShareQuotasRequest.tenants:type_name -> headwater.v1.TenantShare
+	9,  // 1: headwater.v1.ShareQuotasRequest.others:type_name -> headwater.v1.TenantShare
+	7,  // 2: headwater.v1.TenantShare.limit:type_name -> headwater.v1.TenantAmounts
+	7,  // 3: headwater.v1.TenantShare.used:type_name -> headwater.v1.TenantAmounts
+	7,  // 4: headwater.v1.TenantShare.share:type_name -> headwater.v1.TenantAmounts
+	11, // 5: headwater.v1.ShareQuotasResponse.tenants:type_name -> headwater.v1.TenantUsage
+	7,  // 6: headwater.v1.TenantUsage.refused:type_name -> headwater.v1.TenantAmounts
+	18, // 7: headwater.v1.DescribeResponse.load:type_name -> headwater.v1.WorkerLoad
+	19, // 8: headwater.v1.WorkerLoad.layers:type_name -> headwater.v1.LayerLoad
+	22, // 9: headwater.v1.RunRequest.open:type_name -> headwater.v1.Open
+	26, // 10: headwater.v1.RunRequest.shard_open:type_name -> headwater.v1.ShardOpen
+	28, // 11: headwater.v1.RunRequest.key_values:type_name -> headwater.v1.KeyValueBlock
+	29, // 12: headwater.v1.RunRequest.weights:type_name -> headwater.v1.WeightBlock
+	30, // 13: headwater.v1.RunRequest.hidden:type_name -> headwater.v1.HiddenBlock
+	31, // 14: headwater.v1.RunRequest.shard_seal:type_name -> headwater.v1.ShardSeal
+	35, // 15: headwater.v1.RunRequest.query:type_name -> headwater.v1.QueryBlock
+	37, // 16: headwater.v1.RunRequest.operand:type_name -> headwater.v1.OperandBlock
+	34, // 17: headwater.v1.RunRequest.shard_close:type_name -> headwater.v1.ShardClose
+	40, // 18: headwater.v1.RunRequest.output:type_name -> headwater.v1.OutputBlock
+	36, // 19: headwater.v1.RunRequest.gradient:type_name -> headwater.v1.GradientBlock
+	27, // 20: headwater.v1.RunResponse.shard_opened:type_name -> headwater.v1.ShardOpened
+	33, // 21: headwater.v1.RunResponse.shard_sealed:type_name -> headwater.v1.ShardSealed
+	38, // 22: headwater.v1.RunResponse.context:type_name -> headwater.v1.Context
+	41, // 23: headwater.v1.RunResponse.output:type_name -> headwater.v1.Output
+	39, // 24: headwater.v1.RunResponse.gradient:type_name -> headwater.v1.Gradient
+	23, // 25: headwater.v1.Open.problems:type_name -> headwater.v1.Problem
+	0,  // 26: headwater.v1.Open.codec:type_name -> headwater.v1.ContextCodec
+	1,  // 27: headwater.v1.Problem.storage:type_name -> headwater.v1.StorageType
+	25, // 28: headwater.v1.Problem.projection:type_name -> headwater.v1.Projection
+	24, // 29: headwater.v1.Problem.gradients:type_name -> headwater.v1.Gradients
+	2,  // 30: headwater.v1.Problem.arithmetic:type_name -> headwater.v1.Arithmetic
+	3,  // 31: headwater.v1.WeightBlock.weight:type_name -> headwater.v1.Weight
+	32, // 32: headwater.v1.ShardSeal.receipt:type_name -> headwater.v1.Receipt
+	32, // 33: headwater.v1.ShardSealed.receipt:type_name -> headwater.v1.Receipt
+	4,  // 34: headwater.v1.OperandBlock.operand:type_name -> headwater.v1.Operand
+	5,  // 35: headwater.v1.Gradient.tensor:type_name -> headwater.v1.GradientTensor
+	14, // 36: headwater.v1.WorkerService.Describe:input_type -> headwater.v1.DescribeRequest
+	16, // 37: headwater.v1.WorkerService.SetDraining:input_type -> headwater.v1.SetDrainingRequest
+	20, // 38: headwater.v1.WorkerService.Run:input_type -> headwater.v1.RunRequest
+	12, // 39: headwater.v1.WorkerService.WatchAttention:input_type -> headwater.v1.WatchAttentionRequest
+	8,  // 40: headwater.v1.WorkerService.ShareQuotas:input_type -> headwater.v1.ShareQuotasRequest
+	15, // 41: headwater.v1.WorkerService.Describe:output_type -> headwater.v1.DescribeResponse
+	17, // 42: headwater.v1.WorkerService.SetDraining:output_type -> headwater.v1.SetDrainingResponse
+	21, // 43: headwater.v1.WorkerService.Run:output_type -> headwater.v1.RunResponse
+	13, // 44: headwater.v1.WorkerService.WatchAttention:output_type -> headwater.v1.WatchAttentionResponse
+	10, // 45: headwater.v1.WorkerService.ShareQuotas:output_type -> headwater.v1.ShareQuotasResponse
+	41, // [41:46] is the sub-list for method output_type
+	36, // [36:41] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_worker_proto_init() }
@@ -3676,7 +4155,7 @@ func file_headwater_v1_worker_proto_init() {
 	if File_headwater_v1_worker_proto != nil {
 		return
 	}
-	file_headwater_v1_worker_proto_msgTypes[8].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[14].OneofWrappers = []any{
 		(*RunRequest_Open)(nil),
 		(*RunRequest_ShardOpen)(nil),
 		(*RunRequest_KeyValues)(nil),
@@ -3689,7 +4168,7 @@ func file_headwater_v1_worker_proto_init() {
 		(*RunRequest_Output)(nil),
 		(*RunRequest_Gradient)(nil),
 	}
-	file_headwater_v1_worker_proto_msgTypes[9].OneofWrappers = []any{
+	file_headwater_v1_worker_proto_msgTypes[15].OneofWrappers = []any{
 		(*RunResponse_ShardOpened)(nil),
 		(*RunResponse_ShardSealed)(nil),
 		(*RunResponse_Context)(nil),
@@ -3702,7 +4181,7 @@ func file_headwater_v1_worker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_worker_proto_rawDesc), len(file_headwater_v1_worker_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   30,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -13,6 +13,7 @@ package headwaterv1
 
 import (
 	context "context"
+
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
@@ -28,6 +29,7 @@ const (
 	WorkerService_SetDraining_FullMethodName    = "/headwater.v1.WorkerService/SetDraining"
 	WorkerService_Run_FullMethodName            = "/headwater.v1.WorkerService/Run"
 	WorkerService_WatchAttention_FullMethodName = "/headwater.v1.WorkerService/WatchAttention"
+	WorkerService_ShareQuotas_FullMethodName    = "/headwater.v1.WorkerService/ShareQuotas"
 )
 
 // WorkerServiceClient is the client API for WorkerService service.
@@ -51,6 +53,8 @@ type WorkerServiceClient interface {
 	// next query, and then the newest one a few times a second. Queries in between are left out. The call ends with the
 	// session.
 	WatchAttention(ctx context.Context, in *WatchAttentionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchAttentionResponse], error)
+	// ShareQuotas tells the worker how much it may give each tenant, and returns what each has. Since version 1.4.
+	ShareQuotas(ctx context.Context, in *ShareQuotasRequest, opts ...grpc.CallOption) (*ShareQuotasResponse, error)
 }
 
 type workerServiceClient struct {
@@ -113,6 +117,16 @@ func (c *workerServiceClient) WatchAttention(ctx context.Context, in *WatchAtten
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type WorkerService_WatchAttentionClient = grpc.ServerStreamingClient[WatchAttentionResponse]
 
+func (c *workerServiceClient) ShareQuotas(ctx context.Context, in *ShareQuotasRequest, opts ...grpc.CallOption) (*ShareQuotasResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ShareQuotasResponse)
+	err := c.cc.Invoke(ctx, WorkerService_ShareQuotas_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // WorkerServiceServer is the server API for WorkerService service.
 // All implementations must embed UnimplementedWorkerServiceServer
 // for forward compatibility.
@@ -134,6 +148,8 @@ type WorkerServiceServer interface {
 	// next query, and then the newest one a few times a second. Queries in between are left out. The call ends with the
 	// session.
 	WatchAttention(*WatchAttentionRequest, grpc.ServerStreamingServer[WatchAttentionResponse]) error
+	// ShareQuotas tells the worker how much it may give each tenant, and returns what each has. Since version 1.4.
+	ShareQuotas(context.Context, *ShareQuotasRequest) (*ShareQuotasResponse, error)
 	mustEmbedUnimplementedWorkerServiceServer()
 }
 
@@ -147,14 +163,21 @@ type UnimplementedWorkerServiceServer struct{}
 func (UnimplementedWorkerServiceServer) Describe(context.Context, *DescribeRequest) (*DescribeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
 }
+
 func (UnimplementedWorkerServiceServer) SetDraining(context.Context, *SetDrainingRequest) (*SetDrainingResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetDraining not implemented")
 }
+
 func (UnimplementedWorkerServiceServer) Run(grpc.BidiStreamingServer[RunRequest, RunResponse]) error {
 	return status.Error(codes.Unimplemented, "method Run not implemented")
 }
+
 func (UnimplementedWorkerServiceServer) WatchAttention(*WatchAttentionRequest, grpc.ServerStreamingServer[WatchAttentionResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchAttention not implemented")
+}
+
+func (UnimplementedWorkerServiceServer) ShareQuotas(context.Context, *ShareQuotasRequest) (*ShareQuotasResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ShareQuotas not implemented")
 }
 func (UnimplementedWorkerServiceServer) mustEmbedUnimplementedWorkerServiceServer() {}
 func (UnimplementedWorkerServiceServer) testEmbeddedByValue()                       {}
@@ -231,6 +254,24 @@ func _WorkerService_WatchAttention_Handler(srv interface{}, stream grpc.ServerSt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type WorkerService_WatchAttentionServer = grpc.ServerStreamingServer[WatchAttentionResponse]
 
+func _WorkerService_ShareQuotas_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ShareQuotasRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkerServiceServer).ShareQuotas(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkerService_ShareQuotas_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkerServiceServer).ShareQuotas(ctx, req.(*ShareQuotasRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // WorkerService_ServiceDesc is the grpc.ServiceDesc for WorkerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -245,6 +286,10 @@ var WorkerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetDraining",
 			Handler:    _WorkerService_SetDraining_Handler,
+		},
+		{
+			MethodName: "ShareQuotas",
+			Handler:    _WorkerService_ShareQuotas_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -16,6 +16,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/quota"
 	"headwater.example/internal/rpc"
 	"headwater.example/shard"
 )
@@ -44,6 +45,7 @@ type Machine struct {
 	Log     *slog.Logger
 	Budget  *kvcache.Budget
 	Store   *kvcache.Store // on the budget
+	Quotas  *quota.Book    // of tenants
 	Flight  *rpc.Flight    // messages; what they take beyond a part is of the budget
 	Threads int
 	Observe *observe.Worker // nil counts nothing
@@ -72,12 +74,13 @@ func New(cfg Config) *Machine {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	budget := kvcache.NewBudget(cfg.Budget)
+	budget, quotas := kvcache.NewBudget(cfg.Budget), quota.NewBook(cfg.Now)
 	m := &Machine{
 		Name:     cfg.Name,
 		Log:      cfg.Logger,
 		Budget:   budget,
-		Store:    kvcache.NewStore(kvcache.StoreConfig{Budget: budget, TTL: cfg.SessionTTL, MaxSessions: cfg.MaxSessions, Now: cfg.Now}),
+		Store:    kvcache.NewStore(kvcache.StoreConfig{Budget: budget, TTL: cfg.SessionTTL, MaxSessions: cfg.MaxSessions, Now: cfg.Now, Quotas: quotas}),
+		Quotas:   quotas,
 		Threads:  cfg.Threads,
 		Observe:  cfg.Observe,
 		Tracer:   cfg.Tracer,

@@ -1,7 +1,7 @@
 """What both ends have to agree on, and what the Go client does alike. Each stands beside the Go constant whose value it has; a test
 compares them."""
 
-PROTOCOL = "1.3"  # internal/rpc.Version
+PROTOCOL = "1.4"  # internal/rpc.Version
 DEFAULT_PORT = 7600  # client.DefaultPort
 MAX_MESSAGE_BYTES = 32 << 20  # internal/rpc.MaxMessageBytes
 KEEPALIVE_SECONDS = 10.0  # internal/rpc.keepaliveTime

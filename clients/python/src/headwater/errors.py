@@ -15,7 +15,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from .security import in_own_words
-from .v1 import coordinator_pb2, session_pb2
+from .v1 import coordinator_pb2, session_pb2, worker_pb2
 
 PROTOCOL_KEY = "headwater-protocol"
 
@@ -64,6 +64,31 @@ class UnreachableError(CallError, TryAgainError):
 
 
 class _TryAgainCallError(CallError, TryAgainError):
+    pass
+
+
+class OverQuotaError(TryAgainError):
+    """The tenant would have more than it may. Of a call on a session it is an OverBudgetError as well.
+
+    tenant       name of the tenant
+    quota        what the limit bounds: "sessions", "bytes", "steps_per_second" or "jobs"
+    limit        the limit
+    used         what the tenant has of it
+    retry_after  seconds after which the same call may go well at the earliest
+    """
+
+    tenant: str
+    quota: str
+    limit: float
+    used: float
+    retry_after: float
+
+    def _tell(self, why: worker_pb2.Quota) -> None:
+        self.tenant, self.quota, self.limit, self.used = why.tenant, why.kind, why.limit, why.used
+        self.retry_after = why.retry_after_millis / 1000
+
+
+class _OverQuotaCallError(_TryAgainCallError, OverQuotaError):
     pass
 
 
@@ -190,6 +215,12 @@ class OverBudgetError(SessionError, TryAgainError):
     """There is no room, also after dropping what may be dropped."""
 
 
+class _OverQuotaSessionError(OverBudgetError, OverQuotaError):
+    def __init__(self, doing: str, why: session_pb2.SessionError, holder: str = "") -> None:
+        super().__init__(doing, why, holder)
+        self._tell(why.quota)
+
+
 class NotFiniteError(SessionError, RefusedError):
     """A score or a context is not finite."""
 
@@ -221,6 +252,8 @@ _problems: dict[int, type[SessionError]] = {
 
 def session_error(doing: str, why: session_pb2.SessionError, holder: str = "") -> SessionError:
     """The error of a problem."""
+    if why.problem == session_pb2.SESSION_PROBLEM_OVER_BUDGET and why.HasField("quota"):
+        return _OverQuotaSessionError(doing, why, holder)
     return _problems.get(why.problem, SessionError)(doing, why, holder)
 
 
@@ -263,6 +296,11 @@ def _meaning(doing: str, address: str, code: grpc.StatusCode, text: str, details
             why = session_pb2.SessionError()
             if detail.Unpack(why):
                 return session_error(doing, why, address)
+            quota = worker_pb2.Quota()
+            if detail.Unpack(quota):
+                over = _OverQuotaCallError(doing, address, code, message or code.name)
+                over._tell(quota)
+                return over
     except (DecodeError, ValueError):
         pass  # a status whose details can not be read still has its code
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

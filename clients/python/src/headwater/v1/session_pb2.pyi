@@ -579,7 +579,7 @@ class StepResult(_message.Message):
     def __init__(self, error: _Optional[_Union[SessionError, _Mapping]] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., chain: _Optional[int] = ...) -> None: ...
 
 class SessionError(_message.Message):
-    __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder")
+    __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder", "quota")
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -588,6 +588,7 @@ class SessionError(_message.Message):
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
     problem: SessionProblem
     message: str
     layer: int
@@ -596,4 +597,5 @@ class SessionError(_message.Message):
     truncations: int
     group: int
     holder: str
-    def __init__(self, problem: _Optional[_Union[SessionProblem, str]] = ..., message: _Optional[str] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., group: _Optional[int] = ..., holder: _Optional[str] = ...) -> None: ...
+    quota: _worker_pb2.Quota
+    def __init__(self, problem: _Optional[_Union[SessionProblem, str]] = ..., message: _Optional[str] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., group: _Optional[int] = ..., holder: _Optional[str] = ..., quota: _Optional[_Union[_worker_pb2.Quota, _Mapping]] = ...) -> None: ...

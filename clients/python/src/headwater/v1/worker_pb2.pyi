@@ -99,6 +99,76 @@ GRADIENT_TENSOR_B_K: GradientTensor
 GRADIENT_TENSOR_B_V: GradientTensor
 GRADIENT_TENSOR_B_O: GradientTensor
 
+class Quota(_message.Message):
+    __slots__ = ("tenant", "kind", "limit", "used", "retry_after_millis")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MILLIS_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    kind: str
+    limit: float
+    used: float
+    retry_after_millis: int
+    def __init__(self, tenant: _Optional[str] = ..., kind: _Optional[str] = ..., limit: _Optional[float] = ..., used: _Optional[float] = ..., retry_after_millis: _Optional[int] = ...) -> None: ...
+
+class TenantAmounts(_message.Message):
+    __slots__ = ("sessions", "bytes", "steps_per_second", "jobs")
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    sessions: float
+    bytes: int
+    steps_per_second: float
+    jobs: int
+    def __init__(self, sessions: _Optional[float] = ..., bytes: _Optional[int] = ..., steps_per_second: _Optional[float] = ..., jobs: _Optional[int] = ...) -> None: ...
+
+class ShareQuotasRequest(_message.Message):
+    __slots__ = ("ask_only", "tenants", "others")
+    ASK_ONLY_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    ask_only: bool
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantShare]
+    others: TenantShare
+    def __init__(self, ask_only: bool = ..., tenants: _Optional[_Iterable[_Union[TenantShare, _Mapping]]] = ..., others: _Optional[_Union[TenantShare, _Mapping]] = ...) -> None: ...
+
+class TenantShare(_message.Message):
+    __slots__ = ("tenant", "limit", "used", "share")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    limit: TenantAmounts
+    used: TenantAmounts
+    share: TenantAmounts
+    def __init__(self, tenant: _Optional[str] = ..., limit: _Optional[_Union[TenantAmounts, _Mapping]] = ..., used: _Optional[_Union[TenantAmounts, _Mapping]] = ..., share: _Optional[_Union[TenantAmounts, _Mapping]] = ...) -> None: ...
+
+class ShareQuotasResponse(_message.Message):
+    __slots__ = ("tenants",)
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantUsage]
+    def __init__(self, tenants: _Optional[_Iterable[_Union[TenantUsage, _Mapping]]] = ...) -> None: ...
+
+class TenantUsage(_message.Message):
+    __slots__ = ("tenant", "held", "sessions", "bytes", "steps", "refused")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    held: int
+    sessions: float
+    bytes: int
+    steps: float
+    refused: TenantAmounts
+    def __init__(self, tenant: _Optional[str] = ..., held: _Optional[int] = ..., sessions: _Optional[float] = ..., bytes: _Optional[int] = ..., steps: _Optional[float] = ..., refused: _Optional[_Union[TenantAmounts, _Mapping]] = ...) -> None: ...
+
 class WatchAttentionRequest(_message.Message):
     __slots__ = ("session", "layer", "group", "positions")
     SESSION_FIELD_NUMBER: _ClassVar[int]
