@@ -7,6 +7,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"headwater.example/internal/rpc"
 )
 
 // serve begins to serve a call, if it was not begun. The caller holds the lock.
@@ -17,7 +19,7 @@ func (c *Call) serve() {
 	s := &serverStream{c: c, wake: make(chan struct{}, 1)}
 	c.server = s
 	outgoing, _ := metadata.FromOutgoingContext(c.ctx)
-	s.ctx, s.end = context.WithCancel(metadata.NewIncomingContext(c.node.ctx, outgoing))
+	s.ctx, s.end = context.WithCancel(rpc.As(metadata.NewIncomingContext(c.node.ctx, outgoing), rpc.Anyone)) // as without certificates
 	c.node.serving.Go(func() {
 		defer s.end()
 		m := c.node.methods[c.method]
