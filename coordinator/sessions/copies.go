@@ -48,6 +48,7 @@ type keeper struct {
 	lacking map[[16]byte]int // copies of shards that a session lacks
 	lost    map[[16]byte]struct{}
 	begun   map[[16]byte]struct{} // sessions that held nothing and lacked copies when they were looked at first
+	torn    map[[16]byte]tear     // sessions whose holders were told of different epochs, or of a closed one
 	said    int                   // copies that the newest event says are missing
 	copies  uint64
 	looked  time.Time
@@ -60,7 +61,7 @@ type keeper struct {
 func newKeeper(r *Relay, perSecond int64) *keeper {
 	return &keeper{
 		Relay: r, rate: rate{perSecond: perSecond}, kick: make(chan struct{}, 1),
-		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{},
+		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{}, torn: map[[16]byte]tear{},
 	}
 }
 
@@ -225,6 +226,7 @@ func (k *keeper) keepOnly(seen map[[16]byte]bool) {
 	maps.DeleteFunc(k.lacking, func(id [16]byte, _ int) bool { return !seen[id] })
 	maps.DeleteFunc(k.lost, func(id [16]byte, _ struct{}) bool { return !seen[id] })
 	maps.DeleteFunc(k.begun, func(id [16]byte, _ struct{}) bool { return !seen[id] })
+	maps.DeleteFunc(k.torn, func(id [16]byte, _ tear) bool { return !seen[id] })
 }
 
 // tendAll does for sessions what can be done, if their plans are among some, and reports whether something is left.
@@ -280,6 +282,48 @@ func (k *keeper) begins(p *plan) bool {
 	return true
 }
 
+// tear is a session of which not all holders have the newest epoch, or whose epoch is closed: somebody was stepping it as they were
+// asked. It is left alone until it has stayed so for tornFor: who was stepping it has not come to an end then.
+type tear struct {
+	counter uint64
+	since   time.Time
+}
+
+// tornFor is longer than a call waits for a closed epoch.
+const tornFor = 1500 * time.Millisecond
+
+// steps reports whether somebody is perhaps stepping a session's epoch right now; then it is looked at again soon. Holders that were
+// asked before the epoch came to them are not lost, though they do not count among those of the newest one.
+func (k *keeper) steps(p *plan) bool {
+	k.mu.Lock()
+	counter, now := p.current[0].GetEpoch().GetCounter(), k.now()
+	was, ok := k.torn[p.id]
+	switch {
+	case !p.torn:
+		delete(k.torn, p.id)
+	case !ok || was.counter != counter:
+		was = tear{counter, now}
+		k.torn[p.id] = was
+	}
+	k.mu.Unlock()
+	if !p.torn || now.Sub(was.since) >= tornFor {
+		return false
+	}
+	k.look(p.id)
+	return true
+}
+
+// isTorn reports whether the newest epoch is closed, or has not come to all that it names: some tell of an older one.
+func isTorn(current, states []*headwaterv1.SessionState) bool {
+	top := current[0].GetEpoch()
+	return top.GetClosed() || slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
+		same := s.GetEpoch().GetCounter() == top.GetCounter() && bytes.Equal(s.GetEpoch().GetLane(), top.GetLane())
+		return !same && slices.ContainsFunc(s.GetHolders(), func(o *headwaterv1.Holder) bool {
+			return slices.Contains(top.GetMembers(), o.GetName())
+		})
+	})
+}
+
 // tend does for one session what can be done while its plan is among some.
 func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, described []workers.Description, some func(*plan) bool) (unfinished bool) {
 	for ctx.Err() == nil && len(states) > 0 {
@@ -294,7 +338,7 @@ func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.Se
 		k.mu.Lock()
 		if k.failed = ""; err != nil {
 			k.failed = workers.OneLine(err)
-		} else if !done && p.holding.Split() {
+		} else if !done && (p.torn || p.holding.Split()) {
 			k.failed = fmt.Sprintf("session %x is being taken over: its holders have different epochs", id)
 		} else if !done {
 			k.failed = fmt.Sprintf("no worker has room for session %x", id)
@@ -324,6 +368,7 @@ type plan struct {
 	holding  *fanout.Holding
 	lacking  int            // copies of shards
 	target   *fanout.Holder // who is to have more, with all that it is to have then; nil is nobody
+	torn     bool           // somebody may be stepping the session's epoch
 	draining []string       // holders that are drained
 	leaving  []string       // those of them that end soon
 }
@@ -343,7 +388,7 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 		k.note(id, 0, true)
 		return nil // nobody has what is missing
 	}
-	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states)}
+	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states), torn: isTorn(current, states)}
 	var places []workers.Description
 	for _, w := range described {
 		holds := slices.ContainsFunc(h.Holders(), func(o *fanout.Holder) bool { return o.Name == w.Name })
@@ -387,6 +432,8 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 // act does one thing of a plan, and reports whether there was one that could be done.
 func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 	switch {
+	case k.steps(p):
+		return false, nil
 	case p.holding.Split():
 		return false, nil // no lane drives all of its holders, so that nobody may step their epoch: the next take ends that
 	case len(p.stale) > 0:

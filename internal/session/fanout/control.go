@@ -135,17 +135,18 @@ func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSession
 	if p.Holding().exchange {
 		_ = c.renew(ctx, p, p.Holding()) // else the holders say what is wrong
 	}
+	var asked []*Holder // of whom some may have accepted the request's epoch
 	for again := 0; ; again++ {
 		from := p.Holding()
 		rest := from
 		var state *headwaterv1.SessionState
 		err := c.past(ctx, p, func(h *Holding) (err error) {
-			from, rest = p.Holding(), h
+			from, rest, asked = p.Holding(), h, append(asked, h.holders...)
 			state, err = c.takeAll(ctx, h, req)
 			return err
 		})
 		if err == nil && !req.GetCheckOnly() {
-			return c.taken(ctx, p, from, rest, req, state)
+			return c.taken(ctx, p, from, rest, asked, req, state)
 		}
 		// The epoch of a holder may have been stepped since it was asked for. The request is refused for that only if its own epoch is
 		// not the higher one.
@@ -159,17 +160,13 @@ func (c *Conns) Take(ctx context.Context, p *Place, req *headwaterv1.TakeSession
 	}
 }
 
-// taken notes that a request's epoch drives the session at the rest of its holders. A holder that was lost on the way may have accepted
-// this epoch too, and lacks from now on what the rest acknowledge. So the rest go on under a higher one.
-func (c *Conns) taken(ctx context.Context, p *Place, from, rest *Holding, req *headwaterv1.TakeSessionRequest, state *headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
+// taken notes that a request's epoch drives the session at the rest of its holders. One that was lost on the way, or that was asked
+// before it was found to be left out, may have accepted this epoch too, and lacks from now on what the rest acknowledge. So the rest
+// go on under a higher one.
+func (c *Conns) taken(ctx context.Context, p *Place, from, rest *Holding, asked []*Holder, req *headwaterv1.TakeSessionRequest, state *headwaterv1.SessionState) (*headwaterv1.SessionState, error) {
 	counter := req.GetEpoch().GetCounter()
-	var lost []string
-	for _, o := range from.holders {
-		if !rest.names([]string{o.Name}) {
-			lost = append(lost, o.Name)
-		}
-	}
-	if len(lost) == 0 {
+	missed := func(o *Holder) bool { return !rest.names([]string{o.Name}) }
+	if !slices.ContainsFunc(from.holders, missed) && !slices.ContainsFunc(asked, missed) {
 		p.holding.CompareAndSwap(from, rest.Of(counter))
 		return state, nil
 	}
@@ -177,7 +174,19 @@ func (c *Conns) taken(ctx context.Context, p *Place, from, rest *Holding, req *h
 	if !p.holding.CompareAndSwap(from, all) {
 		return state, nil
 	}
-	if err := c.leave(ctx, p, all, req.GetEpoch(), lost...); err != nil {
+	var lost []string
+	for _, o := range from.holders {
+		if missed(o) {
+			lost = append(lost, o.Name)
+		}
+	}
+	var err error
+	if len(lost) > 0 {
+		err = c.leave(ctx, p, all, req.GetEpoch(), lost...)
+	} else {
+		err = c.raise(ctx, p, all, req.GetEpoch())
+	}
+	if err != nil {
 		return nil, err
 	}
 	now := p.Holding()

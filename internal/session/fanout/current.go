@@ -13,8 +13,9 @@ import (
 )
 
 // Current returns who holds a session, of the states that workers tell of it: those of the highest epoch that is complete, which all that
-// it names tell and which is open. An epoch above it has come only to some, and not to all that go on under the complete one. If none is
-// complete, it is those of the highest epoch. Workers of a lower one count then only if without them the session is not whole, since an
+// it names tell. An epoch above it has come only to some, and not to all that go on under the complete one. If none is
+// complete, it is those of the highest epoch, but for those that another one of this epoch does not name: a take that came to them as
+// well went on without them. Workers of a lower one count then only if without them the session is not whole, since an
 // epoch may be stepped at some only, or if another lane's take is to come to them; and if the highest epoch says who has it, only those
 // that it names.
 func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.SessionState, error) {
@@ -33,6 +34,9 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 	states = slices.DeleteFunc(states, func(s *headwaterv1.SessionState) bool {
 		return compareEpochs(s.GetEpoch(), top) < 0 && leftOut(s, top)
 	})
+	if rest := slices.DeleteFunc(slices.Clone(states), func(s *headwaterv1.SessionState) bool { return unnamed(s, states) }); len(rest) > 0 {
+		states, top = rest, rest[0].GetEpoch()
+	}
 	for i, s := range states {
 		if i+1 < len(states) && (compareEpochs(s.GetEpoch(), states[i+1].GetEpoch()) == 0 || taking(states[i+1], top)) {
 			continue
@@ -55,6 +59,13 @@ func allHolders(states []*headwaterv1.SessionState) (all []*headwaterv1.Holder) 
 	return all
 }
 
+// unnamed reports whether another state of the same epoch does not name who tells a state.
+func unnamed(s *headwaterv1.SessionState, states []*headwaterv1.SessionState) bool {
+	return slices.ContainsFunc(states, func(other *headwaterv1.SessionState) bool {
+		return compareEpochs(s.GetEpoch(), other.GetEpoch()) == 0 && leftOut(s, other.GetEpoch())
+	})
+}
+
 // complete returns the states of each complete epoch, the highest first, of states in this order.
 func complete(states []*headwaterv1.SessionState) (all [][]*headwaterv1.SessionState) {
 	for len(states) > 0 {
@@ -64,7 +75,7 @@ func complete(states []*headwaterv1.SessionState) (all [][]*headwaterv1.SessionS
 		}
 		one := states[:n:n]
 		if !slices.ContainsFunc(one, func(s *headwaterv1.SessionState) bool {
-			return s.GetEpoch().GetClosed() || len(s.GetEpoch().GetMembers()) != n || slices.ContainsFunc(one, func(other *headwaterv1.SessionState) bool { return leftOut(other, s.GetEpoch()) })
+			return len(s.GetEpoch().GetMembers()) != n || slices.ContainsFunc(one, func(other *headwaterv1.SessionState) bool { return leftOut(other, s.GetEpoch()) })
 		}) {
 			all = append(all, one)
 		}

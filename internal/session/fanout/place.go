@@ -104,6 +104,18 @@ func (c *Conns) without(ctx context.Context, p *Place, from *Holding, driver *he
 	})
 }
 
+// raise steps the epoch at all holders on a driver's behalf.
+func (c *Conns) raise(ctx context.Context, p *Place, from *Holding, driver *headwaterv1.Epoch) error {
+	return p.move(ctx, from, func() (*Holding, error) {
+		counter := c.above(max(from.counter, driver.GetCounter()))
+		epoch := &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}
+		if err := c.reopen(ctx, p, from, epoch, map[string]uint64{}); err != nil {
+			return nil, err
+		}
+		return from.Of(counter), nil
+	})
+}
+
 // above returns a counter above another, for an epoch that is stepped on a lane's behalf. Two who do so hardly choose the same.
 func (c *Conns) above(counter uint64) uint64 { return counter + 1 + c.NewID()%(1<<20) }
 

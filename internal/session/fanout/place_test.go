@@ -298,6 +298,41 @@ func TestATakeIsAboveAHolderThatItLost(t *testing.T) {
 	}
 }
 
+// TestATakeIsAboveAHolderThatWasLeftOut: who makes a take does not know yet that others have left a holder out, which accepts it, and
+// is told so by the others. They go on under a higher epoch than that holder has.
+func TestATakeIsAboveAHolderThatWasLeftOut(t *testing.T) {
+	p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)
+	if err := p.step(t, alone, 1, 0); err != nil {
+		t.Fatal(err)
+	}
+	known := p.at
+	p.at = fanout.NewPlace(p.id, p.holding)
+	p.sleep[1].awake.Lock()
+	err := p.step(t, alone, 2, 0) // goes on without w2
+	p.sleep[1].awake.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.conns.Locate = func(context.Context, [16]byte) (*fanout.Holding, error) { return p.current(t), nil }
+	lane := [16]byte{9}
+	counter := p.state(t, 0).GetEpoch().GetCounter() + 1
+	state, err := p.conns.Take(t.Context(), known, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: &headwaterv1.Epoch{Counter: counter, Lane: lane[:]}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := p.state(t, 1).GetEpoch(); e.GetCounter() != counter {
+		t.Fatalf("w2 has not accepted the take: %v", e)
+	}
+	for _, holder := range []int{0, 2} {
+		if e := p.state(t, holder).GetEpoch(); e.GetCounter() <= counter || e.GetBase() != counter || e.GetCounter() != state.GetEpoch().GetCounter() {
+			t.Errorf("the epoch of holder %d is %v, that of the answer %v", holder, e, state.GetEpoch())
+		}
+	}
+	if now := names(p.current(t)); !slices.Equal(now, []string{"w1", "w3"}) || !slices.Equal(names(known.Holding()), now) {
+		t.Errorf("%v hold it, and the place knows %v", now, names(known.Holding()))
+	}
+}
+
 // TestATakeEndsWhatTakesHaveLeft: lanes that each came to some of the holders only, since who makes this take asked for them, do not
 // keep it out.
 func TestATakeEndsWhatTakesHaveLeft(t *testing.T) {

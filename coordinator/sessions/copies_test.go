@@ -1,0 +1,58 @@
+package sessions
+
+import (
+	"testing"
+	"time"
+
+	"headwater.example/internal/membership"
+	headwaterv1 "headwater.example/proto/headwater/v1"
+)
+
+// TestASessionWhoseEpochIsBeingSteppedIsLeftAlone: workers are asked one after the other, so that of a take some are told of before it
+// came to them. They are no lost holders. A copy that was made then would leave them out, and with them the only other copy.
+func TestASessionWhoseEpochIsBeingSteppedIsLeftAlone(t *testing.T) {
+	state := func(name string, counter uint64, closed bool, members ...string) *headwaterv1.SessionState {
+		return &headwaterv1.SessionState{
+			Epoch:   &headwaterv1.Epoch{Counter: counter, Lane: []byte{1}, Closed: closed, Members: members},
+			Holders: []*headwaterv1.Holder{{Name: name}},
+		}
+	}
+	for name, one := range map[string]struct {
+		current, others []*headwaterv1.SessionState
+		torn            bool
+	}{
+		"all have it":            {current: []*headwaterv1.SessionState{state("w1", 5, false, "w1", "w2"), state("w2", 5, false, "w1", "w2")}},
+		"a take came to one":     {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2")}, others: []*headwaterv1.SessionState{state("w2", 5, false, "w1", "w2")}, torn: true},
+		"both count":             {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2"), state("w2", 5, false, "w1", "w2")}, torn: true},
+		"one does not answer":    {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2")}},
+		"one was left out":       {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1")}, others: []*headwaterv1.SessionState{state("w2", 5, false, "w1", "w2")}},
+		"holders are exchanged":  {current: []*headwaterv1.SessionState{state("w1", 6, true, "w1")}, torn: true},
+		"a lane of more letters": {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2"), {Epoch: &headwaterv1.Epoch{Counter: 6, Lane: []byte{2}}, Holders: []*headwaterv1.Holder{{Name: "w2"}}}}, torn: true},
+	} {
+		if got := isTorn(one.current, append(one.others, one.current...)); got != one.torn {
+			t.Errorf("%s: torn %v", name, got)
+		}
+	}
+	now := time.Now()
+	k := New(Config{View: membership.Static(nil), Now: func() time.Time { return now }}).copies
+	p := &plan{id: [16]byte{1}, current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2")}, torn: true}
+	looked := func(torn bool, after time.Duration) bool {
+		p.torn, now = torn, now.Add(after)
+		clear(k.kicked)
+		alone := k.steps(p)
+		if _, again := k.kicked[p.id]; again != alone {
+			t.Errorf("it is left alone (%v), and looked at again soon (%v)", alone, again)
+		}
+		return alone
+	}
+	if !looked(true, 0) || !looked(true, tornFor/2) {
+		t.Error("a session whose epoch is being stepped is not left alone")
+	}
+	if looked(true, tornFor/2) {
+		t.Error("a session that nobody steps on is left alone for ever")
+	}
+	p.current[0].Epoch.Counter++
+	if !looked(true, 0) || looked(false, 0) || !looked(true, tornFor) {
+		t.Error("a session is not left alone anew whose epoch has changed")
+	}
+}
