@@ -226,45 +226,89 @@ func TestASessionBeginsWithTheNamesOfItsHolders(t *testing.T) {
 	}
 }
 
-// TestACopyFollowsATruncation: a session that takes back positions which were copied already, just before it is held up for the rest,
-// gets its copy all the same, and it is the same in every position.
-func TestACopyFollowsATruncation(t *testing.T) {
-	layers := []client.Layer{{Heads: 8, KVHeads: 4, HeadDim: 16, Storage: tensor.BF16}, {Heads: 4, KVHeads: 2, HeadDim: 16, Storage: tensor.I8}}
-	c := startCluster(t, clusterOptions{workers: workers(2)})
-	s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: layers, Workers: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for layer := range layers {
-		if err := s.Do(t.Context(), drawn(rand.New(rand.NewPCG(1, uint64(layer))), layers[layer], layer, 150, 1)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	truncate := sync.OnceValue(func() error { return s.Truncate(t.Context(), 60) })
-	conns := fanout.NewConns(nil, append(rpc.DialOptions(), grpc.WithChainUnaryInterceptor(
-		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			if take, ok := req.(*headwaterv1.TakeSessionRequest); ok && take.GetEpoch().GetClosed() {
-				if err := truncate(); err != nil {
-					return err
-				}
-			}
-			return invoke(ctx, method, req, reply, cc, opts...)
-		}))...)
-	defer conns.Close()
-	id := s.ID()
-	// told is what the workers tell, as of a worker that has nothing of it: nil.
-	told := func() (all []*headwaterv1.SessionState) {
-		t.Helper()
-		for _, w := range c.workers {
-			resp, err := conns.List(t.Context(), w.Name, w.Address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}})
+// TestACopyFollowsItsSession: a session that takes back positions which were copied already, just before it is held up for the rest, and
+// one that another client takes over while it is copied, get their copies all the same, which are the same in every position.
+func TestACopyFollowsItsSession(t *testing.T) {
+	for name, one := range map[string]struct {
+		before, after func(req any) bool // of the copy's calls
+		do            func(ctx context.Context, c *cluster, s *client.Session) error
+		length        uint64
+	}{
+		"a truncation": {
+			before: func(req any) bool {
+				take, ok := req.(*headwaterv1.TakeSessionRequest)
+				return ok && take.GetEpoch().GetClosed()
+			},
+			do:     func(ctx context.Context, _ *cluster, s *client.Session) error { return s.Truncate(ctx, 60) },
+			length: 60,
+		},
+		"a take-over": {
+			after: func(req any) bool { _, ok := req.(*headwaterv1.CreateSessionRequest); return ok },
+			do: func(ctx context.Context, c *cluster, s *client.Session) error {
+				_, err := c.Attach(ctx, s.ID(), client.AttachOptions{})
+				return err
+			},
+			length: 150,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startCluster(t, clusterOptions{workers: workers(2)})
+			s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: copied, Workers: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
-			all = append(all, append(resp.GetSessions(), nil)[0])
-		}
-		return all
+			for layer := range copied {
+				if err := s.Do(t.Context(), drawn(rand.New(rand.NewPCG(1, uint64(layer))), copied[layer], layer, 150, 1)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			do := sync.OnceValue(func() error { return one.do(t.Context(), c, s) })
+			conns := fanout.NewConns(nil, append(rpc.DialOptions(), grpc.WithChainUnaryInterceptor(
+				func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+					if one.before != nil && one.before(req) {
+						if err := do(); err != nil {
+							return err
+						}
+					}
+					err := invoke(ctx, method, req, reply, cc, opts...)
+					if err == nil && one.after != nil && one.after(req) {
+						return do()
+					}
+					return err
+				}))...)
+			defer conns.Close()
+			copyOver(t, conns, c, s.ID())
+			after := tellOf(t, conns, c, s.ID())
+			for l := range copied {
+				a, b := after[0].GetLayers()[l], after[1].GetLayers()[l]
+				if a.GetLength() != one.length || b.GetLength() != one.length || !slices.Equal(a.GetHashes(), b.GetHashes()) || a.GetChain() != b.GetChain() {
+					t.Errorf("layer %d: %v at one worker, %v at the other", l, a, b)
+				}
+			}
+		})
 	}
-	before := told()
+}
+
+// copied are the layers of a session that is copied.
+var copied = []client.Layer{{Heads: 8, KVHeads: 4, HeadDim: 16, Storage: tensor.BF16}, {Heads: 4, KVHeads: 2, HeadDim: 16, Storage: tensor.I8}}
+
+// tellOf returns what each worker tells of a session, nil for one that does not hold it.
+func tellOf(t *testing.T, conns *fanout.Conns, c *cluster, id client.SessionID) (all []*headwaterv1.SessionState) {
+	t.Helper()
+	for _, w := range c.workers {
+		resp, err := conns.List(t.Context(), w.Name, w.Address, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, append(resp.GetSessions(), nil)[0])
+	}
+	return all
+}
+
+// copyOver copies a session that one of two workers holds as a whole to the other one.
+func copyOver(t *testing.T, conns *fanout.Conns, c *cluster, id client.SessionID) {
+	t.Helper()
+	before := tellOf(t, conns, c, id)
 	held := slices.IndexFunc(before, func(s *headwaterv1.SessionState) bool { return s != nil })
 	for _, o := range before[held].GetHolders() {
 		o.Name, o.Address = c.workers[held].Name, c.workers[held].Address
@@ -276,12 +320,5 @@ func TestACopyFollowsATruncation(t *testing.T) {
 	target := &fanout.Holder{Name: c.workers[1-held].Name, Address: c.workers[1-held].Address, Groups: [][]int{{0, 1, 2, 3}, {0, 1}}}
 	if err := conns.Restore(t.Context(), h, before[held], target); err != nil {
 		t.Fatal(err)
-	}
-	after := told()
-	for l := range layers {
-		one, other := after[0].GetLayers()[l], after[1].GetLayers()[l]
-		if one.GetLength() != 60 || other.GetLength() != 60 || !slices.Equal(one.GetHashes(), other.GetHashes()) || one.GetChain() != other.GetChain() {
-			t.Errorf("layer %d: %v at one worker, %v at the other", l, one, other)
-		}
 	}
 }

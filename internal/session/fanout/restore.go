@@ -35,7 +35,7 @@ var errFaster = errors.New("the session grows faster than it is copied")
 // an epoch that is closed; what is left is copied; the worker takes the copy for the session; and all get an epoch that is open. If
 // anything fails on the way, the session goes on without the copy.
 func (c *Conns) Restore(ctx context.Context, h *Holding, state *headwaterv1.SessionState, target *Holder) error {
-	r := &restore{Conns: c, from: h, state: state, target: target, layers: h.layers, temp: c.NewName(), lane: c.NewName()}
+	r := &restore{Conns: c, from: h, state: state, epoch: state.GetEpoch(), target: target, layers: h.layers, temp: c.NewName(), lane: c.NewName()}
 	err := r.do(ctx)
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
@@ -68,6 +68,7 @@ type restore struct {
 	*Conns
 	from   *Holding
 	state  *headwaterv1.SessionState
+	epoch  *headwaterv1.Epoch // of all holders, when they were asked last
 	target *Holder
 	layers []shard.LayerSpec
 
@@ -205,9 +206,9 @@ func (r *restore) row(l int) int {
 	return len(r.target.Groups[l]) * layer.Storage().Size() * (layer.HeadDim() + layer.VDim())
 }
 
-// ask returns what each holder has now.
+// ask returns what each holder has now, and notes the epoch if another lane has taken the session at all of them meanwhile.
 func (r *restore) ask(ctx context.Context) ([]*headwaterv1.SessionState, error) {
-	return r.each(ctx, r.from.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
+	states, err := r.each(ctx, r.from.holders, func(ctx context.Context, s headwaterv1.SessionServiceClient, _ int) (*headwaterv1.SessionState, error) {
 		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{r.state.GetSession()}})
 		if err != nil {
 			return nil, err
@@ -217,6 +218,19 @@ func (r *restore) ask(ctx context.Context) ([]*headwaterv1.SessionState, error) 
 		}
 		return resp.GetSessions()[0], nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	now := states[0].GetEpoch()
+	same := func(s *headwaterv1.SessionState) bool {
+		return compareEpochs(s.GetEpoch(), now) == 0 && !s.GetEpoch().GetClosed()
+	}
+	named := func(o *Holder) bool { return slices.Contains(now.GetMembers(), o.Name) }
+	if len(now.GetMembers()) == len(r.from.holders) && !slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool { return !same(s) }) &&
+		!slices.ContainsFunc(r.from.holders, func(o *Holder) bool { return !named(o) }) {
+		r.epoch = now
+	}
+	return states, nil
 }
 
 // begin makes what is filled, whose layers begin where those of the session do.
@@ -263,7 +277,7 @@ func (r *restore) begin(ctx context.Context, states []*headwaterv1.SessionState)
 // exchange holds the session up, copies the rest, and makes the target one of its holders. Only holders that it has closed are opened,
 // and the target last: if another driver is above the closed epoch at one of them, the target must not be above that one.
 func (r *restore) exchange(ctx context.Context) error {
-	told := r.state.GetEpoch()
+	told := r.epoch
 	at := told.GetCounter()
 	epoch := &headwaterv1.Epoch{Counter: r.above(at), Lane: told.GetLane(), Base: cmp.Or(told.GetBase(), at), Closed: true}
 	states, err := r.step(ctx, r.from.holders, r.from.holders, epoch, at)
