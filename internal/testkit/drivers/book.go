@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"headwater.example/client"
@@ -64,15 +65,17 @@ func (r *run) openOnce(ctx context.Context, c *client.Client, s *slot, b *book) 
 	return session.Close()
 }
 
-// replace opens a new session in place of one that is gone.
+// replace opens a new session in place of one that is gone, or goes on twice.
 func (r *run) replace(ctx context.Context, c *client.Client, s *slot, lost *book) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.book != lost {
 		return nil
 	}
-	r.tally.gone.Add(1)
-	r.losses.gone(lost)
+	if !lost.isParted() {
+		r.tally.gone.Add(1)
+		r.losses.gone(lost)
+	}
 	dropping, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	_ = c.DropSession(dropping, lost.id) // Parts may be left at other workers; these expire.
@@ -92,7 +95,27 @@ type book struct {
 	placed map[uint32]int    // of each seed, when its append was begun
 	acked  map[uint32]int    // seeds whose append was acknowledged, with their positions
 	cuts   []taken
+	parted bool // nobody can hold it to what was said: it goes on twice, or was lost in part
 }
+
+// giveUp notes that nobody can hold the session to what was said any more, and counts it, once.
+func (b *book) giveUp(count *atomic.Int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.parted {
+		b.parted = true
+		count.Add(1)
+	}
+}
+
+func (b *book) isParted() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.parted
+}
+
+// lackError says that a session does not have what was acknowledged.
+type lackError struct{ error }
 
 // taken is a truncation that somebody has asked for.
 type taken struct{ at, to int }
@@ -162,7 +185,7 @@ func (b *book) check(what string, seeds []uint32, promised map[uint32]int) error
 			continue
 		}
 		if !slices.ContainsFunc(b.cuts, func(c taken) bool { return c.at > b.placed[s] && c.to <= position }) {
-			return fmt.Errorf("session %s: %s: %d was acknowledged at position %d and not taken back, and there is %v", b.id, what, s, position, seeds)
+			return lackError{fmt.Errorf("session %s: %s: %d was acknowledged at position %d and not taken back, and there is %v", b.id, what, s, position, seeds)}
 		}
 	}
 	return nil

@@ -112,6 +112,10 @@ func (c *cluster) stop() error {
 // coordinator is the coordinator's address.
 func (c *cluster) coordinator() string { return c.address }
 
+// workers and unreached are for sessions with copies, which there are none of here.
+func (c *cluster) workers() []rpc.Peer              { return nil }
+func (c *cluster) unreached(string, time.Time) bool { return false }
+
 // disturb lets messages wait and break, and stops a holder now and then for some milliseconds, until ctx ends.
 func (c *cluster) disturb(ctx context.Context, _ *run) error {
 	c.calm.Store(false)

@@ -10,7 +10,9 @@
 //   - a session that is taken up, forked or restored has at each position what one append has put there after the one before it,
 //     the same in all groups: no state is a mixture of two steps;
 //   - what was acknowledged before a session is taken up is there, unless somebody has asked to take it back;
-//   - a session is gone only if all holders of one of its groups have been killed, and then for good (losses.go);
+//   - a session is gone only if all holders of one of its groups have been killed, and then for good (losses.go); with copies, what
+//     was acknowledged is missing only then, or if two workers that could not be reached one after the other have each gone on
+//     with it (parted.go), which is counted;
 //   - every error has a kind.
 //
 // What a position holds says which append has made it, so that every reader can tell.
@@ -29,6 +31,7 @@ import (
 	"time"
 
 	"headwater.example/client"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/testkit/cut"
 )
 
@@ -59,8 +62,9 @@ type Tally struct {
 	// Stuck are sessions that in the end only a client with a receipt could take up.
 	// Absent are those that could not be taken up within a minute of peace.
 	Stuck, Absent int64
-	// Refused are calls that found no room, Lost those that found a worker lost, Gone sessions that were lost with a worker.
-	Refused, Lost, Gone int64
+	// Refused are calls that found no room, Lost those that found a worker lost, Gone sessions that were lost with a worker, Parted those
+	// that went on twice.
+	Refused, Lost, Gone, Parted int64
 	// Stops, Kills and Cuts are those of processes; cut is off the network.
 	Stops, Kills, Cuts int64
 	// Appends are those that were acknowledged. Attempts are calls that had two seconds, but for those that found another driver, and
@@ -80,13 +84,16 @@ type run struct {
 	slots  []*slot
 	enough func() // ends the driving
 	tally  struct {
-		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, stuck, absent, stops, kills, cuts, appends, attempts, timely atomic.Int64
+		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, parted, stuck, absent, stops, kills, cuts, appends, attempts, timely atomic.Int64
 	}
 }
 
 // company is a cluster and what becomes of it.
 type company interface {
 	coordinator() string // its address
+	// workers are the workers, and unreached says whether one could not be reached since a time: of clusters whose sessions have copies.
+	workers() []rpc.Peer
+	unreached(worker string, since time.Time) bool
 	// begin lets bad things happen, until ctx ends, and returns an error of its own.
 	disturb(ctx context.Context, r *run) error
 	stop() error
@@ -111,7 +118,7 @@ func Run(ctx context.Context, config Config) (Tally, error) {
 	return Tally{
 		Steps: t.steps.Load(), Contexts: t.contexts.Load(), Takeovers: t.takeovers.Load(), Forks: t.forks.Load(),
 		Truncations: t.truncations.Load(), Snapshots: t.snapshots.Load(), Unknown: t.unknown.Load(),
-		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(), Cuts: t.cuts.Load(),
+		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Parted: t.parted.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(), Cuts: t.cuts.Load(),
 		Appends: t.appends.Load(), Attempts: t.attempts.Load(), Timely: t.timely.Load(),
 	}, errors.Join(err, c.stop())
 }
@@ -196,7 +203,7 @@ func (d *driver) drive(ctx context.Context) (err error) {
 		if err := d.allowed(err); err != nil {
 			return err
 		}
-		if errors.Is(err, client.ErrGone) && d.losses.may(d.book.holders, d.book.born[0]) {
+		if errors.Is(err, client.ErrGone) || errors.Is(err, errParted) {
 			if err := d.replace(ctx, d.client, d.slot, d.book); err != nil {
 				return err
 			}
@@ -209,8 +216,8 @@ func (d *driver) drive(ctx context.Context) (err error) {
 
 // allowed returns an error that a call on the driver's session must not have.
 func (d *driver) allowed(err error) error {
-	if err := d.judge(err, d.book.holders, d.book.born[0]); err != nil {
-		return fmt.Errorf("session %s, direct %v: %w", d.book.id, d.direct, err)
+	if err := d.judge(err, d.book, d.book.born[0]); err != nil {
+		return fmt.Errorf("session %s, direct %v: %w; the workers tell:\n%s", d.book.id, d.direct, err, d.told(context.Background()))
 	}
 	return nil
 }
@@ -233,7 +240,7 @@ func (d *driver) deadline(ctx context.Context) (context.Context, context.CancelF
 
 // claim takes the session over and looks at what it has.
 func (d *driver) claim(attaching, ctx context.Context) (*client.Session, []uint32, error) {
-	promised := d.book.promised()
+	promised, began := d.book.promised(), time.Now()
 	s, err := d.client.Attach(attaching, d.book.id, client.AttachOptions{Direct: d.direct})
 	if err != nil {
 		return nil, nil, err
@@ -246,8 +253,8 @@ func (d *driver) claim(attaching, ctx context.Context) (*client.Session, []uint3
 	if err := d.attend(ctx, s, seeds); err != nil {
 		return nil, nil, err // Somebody else has it again, so that what was read may be anything.
 	}
-	if err := d.book.check("taken over", seeds, promised); err != nil {
-		return nil, nil, wrong{fmt.Errorf("%w; the workers tell:\n%s", err, d.told(ctx))}
+	if err := d.heeded(ctx, "taken over", began, seeds, func() error { return d.book.check("taken over", seeds, promised) }); err != nil {
+		return nil, nil, err
 	}
 	return s, seeds, nil
 }

@@ -18,6 +18,8 @@ type losses struct {
 	clock  int
 	deaths []death
 	books  []*book
+	// orphans are sessions with copies that a worker had alone when it was killed, and when that was.
+	orphans map[client.SessionID]int
 }
 
 // death is that of a worker. It has ended once its process has.
@@ -48,6 +50,31 @@ func (l *losses) kill(worker string, kill func()) {
 	l.deaths[at].ended = ended
 }
 
+// orphan notes sessions that nobody else has as a whole once a worker is killed.
+func (l *losses) orphan(ids []client.SessionID) {
+	now := l.tick()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.orphans == nil {
+		l.orphans = map[client.SessionID]int{}
+	}
+	for _, id := range ids {
+		l.orphans[id] = now
+	}
+}
+
+// orphaned says whether a session, nil is any that was made later, may have lost what was acknowledged, since a time.
+func (l *losses) orphaned(b *book, since int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, at := range l.orphans {
+		if (b == nil || b.id == id) && at > since {
+			return true
+		}
+	}
+	return false
+}
+
 // gone notes a session that is gone.
 func (l *losses) gone(b *book) {
 	l.mu.Lock()
@@ -74,9 +101,9 @@ func (l *losses) must(holders []string, after int) bool {
 // wrong is an error of a check, and not of a call.
 type wrong struct{ error }
 
-// judge returns an error that a call must not have in such company, which names the holders that the session had since a time, or
-// nil for any. It counts the others.
-func (r *run) judge(err error, holders []string, since int) error {
+// judge returns an error that a call on a session, nil is one of the call's own, must not have in such company since a time. It counts
+// the others.
+func (r *run) judge(err error, b *book, since int) error {
 	var bad wrong
 	var refused *client.SessionError
 	switch {
@@ -86,8 +113,8 @@ func (r *run) judge(err error, holders []string, since int) error {
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		r.tally.unknown.Add(1)
 	case errors.Is(err, client.ErrGone):
-		if r.config.Replicas > 0 || !r.losses.may(holders, since) {
-			return wrong{fmt.Errorf("no holder of %v has died since %d: %w", holders, since, err)}
+		if !r.mayBeGone(b, since) {
+			return wrong{fmt.Errorf("holders of each shard have lived since %d: %w", since, err)}
 		}
 	case errors.Is(err, client.ErrOverBudget):
 		r.tally.refused.Add(1)
@@ -95,7 +122,7 @@ func (r *run) judge(err error, holders []string, since int) error {
 		r.tally.lost.Add(1)
 	case errors.Is(err, client.ErrTryAgain):
 		r.tally.unknown.Add(1)
-	case errors.Is(err, client.ErrTakenOver):
+	case errors.Is(err, client.ErrTakenOver), errors.Is(err, errParted):
 	case errors.Is(err, client.ErrRefused):
 		// A client that brings no receipt, or whose session somebody else drives, may find another state than it was told.
 		if errors.As(err, &refused) && slices.Contains([]client.Reason{client.ReasonInvalid, client.ReasonExists, client.ReasonFreed, client.ReasonNotFinite}, refused.Reason) {
@@ -105,6 +132,19 @@ func (r *run) judge(err error, holders []string, since int) error {
 		return wrong{fmt.Errorf("an error of no kind: %w", err)}
 	}
 	return nil
+}
+
+// mayBeGone says whether a session may be gone since a time: without copies if one of its holders has died, with copies if all of a
+// shard have.
+func (r *run) mayBeGone(b *book, since int) bool {
+	if r.config.Replicas > 0 {
+		return r.losses.orphaned(b, since)
+	}
+	var holders []string
+	if b != nil {
+		holders = b.holders
+	}
+	return r.losses.may(holders, since)
 }
 
 // pause lets a client wait a moment before it tries again.

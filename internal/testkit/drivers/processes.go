@@ -5,19 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
+	"headwater.example/internal/rpc"
+	"headwater.example/internal/session/fanout"
 	"headwater.example/internal/testkit/cut"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // processes are a cluster of processes, that are stopped, killed and started again.
 type processes struct {
 	*localcluster.Cluster
 	config Config
+	*reach
 }
 
 func startProcesses(ctx context.Context, config Config) (company, error) {
@@ -28,12 +33,24 @@ func startProcesses(ctx context.Context, config Config) (company, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &processes{Cluster: c, config: config}, nil
+	p := &processes{Cluster: c, config: config}
+	p.reach = newReach(p.workers())
+	return p, nil
+}
+
+// workers are the workers, by name.
+func (p *processes) workers() (all []rpc.Peer) {
+	for i := range p.Workers() {
+		service, _ := p.Addresses(i)
+		all = append(all, rpc.Peer{Name: p.Name(i), Address: service})
+	}
+	return all
 }
 
 func (p *processes) coordinator() string { return p.Address() }
 
 func (p *processes) stop() error {
+	p.reach.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return p.Stop(ctx)
@@ -49,6 +66,10 @@ func (p *processes) disturb(ctx context.Context, r *run) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
+		}
+		// What a fault before has cost is there again, or the next one could meet the only copy that is left.
+		if err := p.copies(ctx, r); err != nil || ctx.Err() != nil {
+			return err
 		}
 		var err error
 		switch {
@@ -108,6 +129,9 @@ func (p *processes) kill(ctx context.Context, r *run, victim int, length time.Du
 		wait(ctx, length)
 		err = p.RestartCoordinator(restarting)
 	} else {
+		if err = p.orphan(ctx, r, victim); err != nil {
+			return err
+		}
 		r.losses.kill(p.Name(victim), func() { p.Kill(victim) })
 		wait(ctx, length)
 		err = p.RestartWorker(restarting, victim)
@@ -116,6 +140,66 @@ func (p *processes) kill(ctx context.Context, r *run, victim int, length time.Du
 		return err
 	}
 	return p.copies(ctx, r)
+}
+
+// orphan stops a worker that is about to be killed, and notes the sessions that the others do not have as a whole: what they were
+// acknowledged dies with it. Once it stands still it acknowledges nothing more, so all that the others lack is known.
+func (p *processes) orphan(ctx context.Context, r *run, victim int) error {
+	if p.config.Replicas == 0 {
+		return nil
+	}
+	conns := fanout.NewConns(nil, rpc.DialOptions()...)
+	defer conns.Close()
+	told := map[client.SessionID][]*headwaterv1.SessionState{}
+	ask := func(w rpc.Peer) error {
+		req := &headwaterv1.ListSessionsRequest{HoldersOnly: true}
+		for _, s := range r.slots {
+			id := s.current().id
+			req.Sessions = append(req.Sessions, id[:])
+		}
+		resp, err := conns.List(ctx, w.Name, w.Address, req)
+		for _, s := range resp.GetSessions() {
+			for _, o := range s.GetHolders() {
+				o.Name, o.Address = w.Name, w.Address
+			}
+			id := client.SessionID(s.GetSession())
+			told[id] = append(told[id], s)
+		}
+		return err
+	}
+	all := p.workers()
+	if err := ask(all[victim]); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("ask worker %s before it is killed: %w", all[victim].Name, err)
+	}
+	if err := syscall.Kill(p.Process(victim), syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for i, w := range all {
+		if i != victim {
+			_ = ask(w) // What one does not tell is not known to be there.
+		}
+	}
+	var orphans []client.SessionID
+	for id, states := range told {
+		h, _, err := fanout.Current(states)
+		if err != nil || !wholeWithout(h, all[victim].Name) {
+			orphans = append(orphans, id)
+		}
+	}
+	r.losses.orphan(orphans)
+	return nil
+}
+
+// wholeWithout says whether others than one worker hold each group.
+func wholeWithout(h *fanout.Holding, name string) bool {
+	for l, layer := range h.Layers() {
+		for g := range layer.KVHeads {
+			if !slices.ContainsFunc(h.Holders(), func(o *fanout.Holder) bool { return o.Name != name && slices.Contains(o.Groups[l], g) }) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // wait waits for a time, or until ctx ends.
@@ -148,7 +232,7 @@ func (p *processes) copies(ctx context.Context, r *run) error {
 			if bounded.Err() != nil {
 				return wrong{fmt.Errorf("session %s has no copies of all after %v: %+v, %w", b.id, settled, found, err)}
 			}
-			if err := r.judge(err, b.holders, b.born[0]); err != nil {
+			if err := r.judge(err, b, b.born[0]); err != nil {
 				return err
 			}
 			if err == nil && held(found) == groups*(1+p.config.Replicas) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"headwater.example/attention"
 	"headwater.example/client"
@@ -130,7 +131,7 @@ func (d *driver) read(ctx context.Context, s *client.Session) ([]uint32, error) 
 
 // snapshot has a snapshot written of a session that somebody else drives, and looks at what is restored of it.
 func (d *driver) snapshot(ctx context.Context) error {
-	promised := d.book.promised()
+	promised, began := d.book.promised(), time.Now()
 	one, cancel := d.deadline(ctx)
 	defer cancel()
 	var b bytes.Buffer
@@ -148,8 +149,8 @@ func (d *driver) snapshot(ctx context.Context) error {
 		return d.other(err, since)
 	}
 	d.tally.snapshots.Add(1)
-	if err := d.book.check("a snapshot", seeds, promised); err != nil {
-		return wrong{err}
+	if err := d.heeded(ctx, "a snapshot", began, seeds, func() error { return d.book.check("a snapshot", seeds, promised) }); err != nil {
+		return err
 	}
 	return d.other(d.attend(ctx, s, seeds), since)
 }
