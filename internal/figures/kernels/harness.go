@@ -27,6 +27,7 @@ const (
 	write1  limit = "write_1"  // bytes a second, one core, past the caches
 	peak    limit = "fma"      // flops a second, one core, the widest instruction set
 	peak2   limit = "fma_avx2" // flops a second, one core, 256 bits
+	matrix  limit = "matrix"   // flops a second, one core, the kernel's matrix unit if it has one, or else fma
 	asChild       = "HEADWATER_FIGURES_CHILD"
 )
 
@@ -65,6 +66,8 @@ type row struct {
 	Set   int64   `json:"set_bytes"`
 	// Cached: the bytes come from the core's own caches, and the bus is no limit.
 	Cached bool `json:"cached,omitempty"`
+	// Matrix: the flops are of arithmetic in tiles, and held against the matrix unit if there is one.
+	Matrix bool `json:"matrix,omitempty"`
 	// Writes: the bytes are written.
 	Writes bool `json:"writes,omitempty"`
 	// Figure: Value, the median of the samples', is a figure.
@@ -225,6 +228,12 @@ func (h *harness) findLimits(which []limit, sum map[limit]float64) error {
 			x, err = h.buffer.Write(h.isas[0], 1, h.spend)
 		case peak:
 			x, err = limits.FMA(h.isas[0], h.spend/4)
+		case matrix:
+			if attention.HasMatrixUnit(h.Kernel) {
+				x, err = limits.Matrix(h.spend / 4)
+			} else {
+				x, err = limits.FMA(h.isas[0], h.spend/4)
+			}
 		case peak2:
 			x, err = limits.FMA(limits.AVX2, h.spend/4)
 		}
@@ -310,6 +319,9 @@ func (w *work) bounds(r *round) (bus, fma float64) {
 	flops := r.limits[peak]
 	if w.Intended == string(limits.AVX2) {
 		flops = r.limits[peak2]
+	}
+	if w.Matrix {
+		flops = r.limits[matrix]
 	}
 	if w.Flops > 0 {
 		fma = w.Flops / float64(w.Threads) / flops

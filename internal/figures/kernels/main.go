@@ -55,6 +55,7 @@ func main() {
 // command is what the flags say.
 type command struct {
 	samples, bin, plot, child   string
+	model                       string
 	only                        *regexp.Regexp
 	rounds                      int
 	quick, bench, job, bareServ bool
@@ -73,6 +74,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, log io.Writer) e
 	flags.StringVar(&c.bin, "bin", "bin", "folder of the binaries, for -job")
 	flags.StringVar(&c.child, "child", "", "internal: measure the rows of this kernel and print them as JSON")
 	flags.BoolVar(&c.bareServ, "bare-server", false, "internal: serve bare streams until stdin ends")
+	flags.StringVar(&c.model, "model", "test/data/smollm2/attention.safetensors", "file of a real model's queries, keys and values, for the figures of errors")
 	only := flags.String("run", "", "measure only the stages with a row whose name matches this regular expression")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -123,7 +125,7 @@ func (c *command) measure(ctx context.Context, out, log io.Writer) error {
 		}
 		return json.NewEncoder(out).Encode(rows)
 	}
-	stages := figureStages()
+	stages := figureStages(c.model)
 	if c.bench {
 		stages = append(stages, benchStages()...)
 	}

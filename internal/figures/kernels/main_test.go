@@ -38,7 +38,7 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 	skipWithoutLimits(t)
 	samples := filepath.Join(t.TempDir(), "more", "kernels.json")
 	var out, log bytes.Buffer
-	if err := run(t.Context(), []string{"-quick", "-samples", samples}, nil, &out, &log); err != nil {
+	if err := run(t.Context(), []string{"-quick", "-samples", samples, "-model", "../../../test/data/smollm2/attention.safetensors"}, nil, &out, &log); err != nil {
 		t.Fatalf("%v\n%s", err, &log)
 	}
 	printed := make(map[string]int)
@@ -55,7 +55,8 @@ func TestEveryFigureIsPrintedOnce(t *testing.T) {
 	names := []string{
 		"decode_f32", "decode_f16", "decode_bf16", "decode_int8", "decode_g8", "decode_2core", "decode_2threads", "decode_2threads_2k",
 		"decode_b8_2threads", "prefill_512_2k", "prefill_mha",
-		"project", "decode_short", "append_f16", "append_int8",
+		"project", "decode_short", "append_f16", "append_int8", "decode_bf16_tiles", "prefill_tiles_q16", "prefill_tiles_bf16", "tiles_units",
+		"tiles_bf16_rms",
 	}
 	if slices.Contains(limits.ISAs(), limits.AVX2) {
 		names = append(names, "decode_avx2", "prefill_avx2")

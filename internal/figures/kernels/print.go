@@ -15,7 +15,7 @@ func (r row) print(out, log io.Writer) {
 	seconds := r.median(func(s sample) float64 { return s.Seconds })
 	fmt.Fprintf(log, "figures: %s: kernel %s, %.2f GB/s, %.1f GFLOP/s, rounds from %.3f to %.3f;", r.Name, r.Kernel,
 		r.Bytes/seconds/1e9, r.Flops/seconds/1e9, r.extreme(slices.Min), r.extreme(slices.Max))
-	for _, l := range []limit{read1, read2, write1, peak, peak2} {
+	for _, l := range []limit{read1, read2, write1, peak, peak2, matrix} {
 		if x := r.median(func(s sample) float64 { return s.Limits[l] }); x > 0 {
 			fmt.Fprintf(log, " %s %.1f", l, x/1e9)
 		}
@@ -46,9 +46,9 @@ func (r row) extreme(of func([]float64) float64) float64 {
 func (h *harness) header(out io.Writer) {
 	fmt.Fprintf(out, "%s, last-level cache %d MiB, kernel %s, decode over %d MiB, median of %d rounds\n\n",
 		h.Processor, h.Cache>>20, h.Kernel, h.size.set>>20, h.Rounds)
-	fmt.Fprintf(out, "| %-20s | %-22s | %-5s | %-8s | %2s | %7s | %8s | %6s | %-5s |\n",
+	fmt.Fprintf(out, "| %-30s | %-22s | %-5s | %-8s | %2s | %7s | %8s | %6s | %-5s |\n",
 		"test", "geometry", "type", "kernel", "t", "GB/s", "GFLOP/s", "share", "of")
-	fmt.Fprintln(out, "| -------------------- | ---------------------- | ----- | -------- | -: | ------: | -------: | -----: | ----- |")
+	fmt.Fprintln(out, "| ------------------------------ | ---------------------- | ----- | -------- | -: | ------: | -------: | -----: | ----- |")
 }
 
 // line writes the row as one of a table. The share is of the limit that allows the least.
@@ -65,7 +65,7 @@ func (r row) line(out io.Writer) {
 			of = "write"
 		}
 	}
-	fmt.Fprintf(out, "| %-20s | %-22s | %-5s | %-8s | %2d | %7.2f | %8.2f | %5.1f%% | %-5s |\n",
+	fmt.Fprintf(out, "| %-30s | %-22s | %-5s | %-8s | %2d | %7.2f | %8.2f | %5.1f%% | %-5s |\n",
 		r.Test, geometry, r.DType, r.Kernel, r.Threads, r.Bytes/seconds/1e9, r.Flops/seconds/1e9,
 		100*r.median(func(s sample) float64 { return s.Share }), of)
 }

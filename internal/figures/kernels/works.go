@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 
 	"golang.org/x/sync/errgroup"
@@ -130,7 +131,8 @@ type asked struct {
 	threads               int // of the pool
 	callers               int // at once; each has its own sequences, or its own groups of each
 	byGroup               bool
-	together, times       int // sequences of one call, and calls for each of them in a pass; 0 is 1
+	halves                bool // queries are of numbers that bf16 has
+	together, times       int  // sequences of one call, and calls for each of them in a pass; 0 is 1
 	cached                bool
 	value                 func(*work, *round) float64
 	intended              string // the kernel that must run, if any
@@ -146,6 +148,11 @@ func (c *cache) items(a asked, caller int) (calls [][]attention.Item) {
 	queries := make([][]float32, a.groups)
 	for g := range queries {
 		queries[g] = random(a.tokens*group*layout.HeadDim(), rng)
+		for i, x := range queries[g] {
+			if a.halves {
+				queries[g][i] = math.Float32frombits(math.Float32bits(x) &^ 0xffff)
+			}
+		}
 	}
 	var call []attention.Item
 	together := max(a.together, 1) * a.groups
@@ -476,15 +483,18 @@ func first(rows attention.Rows, layout attention.Layout, n int) attention.Rows {
 }
 
 // figureStages are the figures of the kernel that this machine selects.
-func figureStages() []stage {
+func figureStages(model string) []stage {
 	return []stage{
 		decode("decode_f32", tensor.F32, ofBus),
 		decodeHalf,
 		decodeShared("decode_2threads_2k", func(s sizes) int { return s.warm }, 1, true),
 		decodeShared("decode_b8_2threads", func(s sizes) int { return 2 * s.warm }, 8, false),
 		decode("decode_bf16", tensor.BF16, ofBus),
+		decodeTiles,
 		decode("decode_int8", tensor.I8, ofLower),
 		prefill("", map[string]int{"prefill_512_2k": groups, "prefill_mha": heads}, "prefill_512_2k", "prefill_mha"),
+		prefillTiles,
+		errorsOfTiles(model),
 		project,
 		decodeShort,
 		appending("append_f16", tensor.F16),
