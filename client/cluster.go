@@ -58,10 +58,16 @@ type Moves struct {
 	CopiedBytes uint64
 	Error       string // why the newest move failed; it is tried again. "" if it did not
 	Done        bool
+	// Silent are workers that did not answer a rebalance: what they hold is not counted, and nothing is moved to them.
+	Silent []SilentWorker
 }
 
 func newMoves(m *headwaterv1.Moves) Moves {
-	return Moves{m.GetLeft(), m.GetMoved(), m.GetCopiedBytes(), m.GetError(), m.GetDone()}
+	moves := Moves{Left: m.GetLeft(), Moved: m.GetMoved(), CopiedBytes: m.GetCopiedBytes(), Error: m.GetError(), Done: m.GetDone()}
+	for _, w := range m.GetSilent() {
+		moves.Silent = append(moves.Silent, SilentWorker{w.GetWorker(), w.GetAddress(), w.GetError()})
+	}
+	return moves
 }
 
 // Drain moves all sessions away from a worker, while they go on, and keeps new sessions and jobs from it. It calls progress, unless

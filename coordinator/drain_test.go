@@ -182,3 +182,24 @@ func TestRebalanceEvensTheLoad(t *testing.T) {
 		}
 	}
 }
+
+// TestARebalanceNamesWhoDoesNotAnswer: what a worker holds that does not answer is not counted, so it is said.
+func TestARebalanceNamesWhoDoesNotAnswer(t *testing.T) {
+	c := startCluster(t, clusterOptions{workers: workers(3), config: coordinator.Config{Replicas: 1}})
+	if _, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: drainLayers}); err != nil {
+		t.Fatal(err)
+	}
+	c.workers[1].server.Stop()
+	var all []client.Moves
+	if err := c.Rebalance(t.Context(), func(m client.Moves) { all = append(all, m) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range all {
+		if len(m.Silent) != 1 || m.Silent[0].Worker != "w1" || m.Silent[0].Error == "" {
+			t.Errorf("silent are %v", m.Silent)
+		}
+	}
+	if len(all) == 0 || !all[len(all)-1].Done {
+		t.Errorf("it ends with %v", all)
+	}
+}

@@ -2,6 +2,7 @@ package sessions
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -28,7 +29,7 @@ func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerS
 	if err != nil {
 		return refusal(err)
 	}
-	said := &headwaterv1.Moves{}
+	said := &headwaterv1.Moves{Silent: loads.silent}
 	before := c.rate.bytes()
 	for moves := placement.Even(loads.all); ; moves = moves[1:] {
 		said.Left, said.Done, said.CopiedBytes = uint64(len(moves)), len(moves) == 0, uint64(c.rate.bytes()-before)
@@ -52,19 +53,27 @@ func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerS
 	}
 }
 
-// loads is what each worker holds that may be given more, and what it says of itself, by name.
+// loads is what each worker holds that may be given more, and what it says of itself, by name; and who did not answer.
 type loads struct {
 	all       []*placement.Load
 	described map[string]workers.Description
+	silent    []*headwaterv1.SilentWorker
 }
 
 // loads asks all workers what they hold.
 func (k *keeper) loads(ctx context.Context) (*loads, error) {
-	described, err := workers.Placeable(k.workers.Describe(ctx, k.workers.List()))
+	asked := k.workers.Describe(ctx, k.workers.List())
+	described, err := workers.Placeable(asked)
 	if err != nil {
 		return nil, err
 	}
 	l := &loads{described: map[string]workers.Description{}}
+	for _, w := range asked {
+		if w.Err != nil {
+			l.silent = append(l.silent, &headwaterv1.SilentWorker{Worker: w.Name, Address: w.Address, Error: whySilent(w.Member, w.Err)})
+		}
+	}
+	slices.SortFunc(l.silent, func(a, b *headwaterv1.SilentWorker) int { return cmp.Compare(a.GetWorker(), b.GetWorker()) })
 	byName := map[string]*placement.Load{}
 	for _, w := range described {
 		load := &placement.Load{Room: roomOf(w), Parts: map[[16]byte]*placement.Part{}}
@@ -73,9 +82,14 @@ func (k *keeper) loads(ctx context.Context) (*loads, error) {
 	members := k.answering(ctx)
 	req := &headwaterv1.ListSessionsRequest{Limit: lookAtOnce}
 	for {
-		answers, _, err := k.list(ctx, members, req)
+		answers, silent, err := k.list(ctx, members, req)
 		if err != nil {
 			return nil, err
+		}
+		for _, w := range silent { // since it was asked first
+			if !slices.ContainsFunc(l.silent, func(other *headwaterv1.SilentWorker) bool { return other.GetWorker() == w.GetWorker() }) {
+				l.silent = append(l.silent, w)
+			}
 		}
 		found := bySession(members, answers)
 		ids := slices.SortedFunc(maps.Keys(found), func(a, b [16]byte) int { return bytes.Compare(a[:], b[:]) })

@@ -19,6 +19,8 @@ type movesView struct {
 	CopiedBytes uint64 `json:"copied_bytes"`
 	Error       string `json:"error,omitempty"`
 	Done        bool   `json:"done"`
+	// Silent are workers that did not answer a rebalance, so that what they hold was not counted.
+	Silent []silentView `json:"silent,omitempty"`
 }
 
 // eventView is an event as scripts read it.
@@ -70,7 +72,8 @@ func (a *app) rebalance() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rebalance", Short: "Spread sessions over the workers by their weights while they go on", Args: exactly(),
 		Long: "Move sessions, while they go on, from workers that hold more bytes than their weights say to those that hold fewer, as after\n" +
-			"workers have joined. What is moved is copied at the rate that --copy-rate of coord serve sets.",
+			"workers have joined. What is moved is copied at the rate that --copy-rate of coord serve sets. Workers that do not answer are\n" +
+			"named: what they hold is not counted, and nothing is moved to them.",
 		Example: "  coord rebalance",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return at.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
@@ -85,8 +88,14 @@ func (a *app) rebalance() *cobra.Command {
 // showMoves prints how far moves have come, once at their end; what fails on the way is a line on stderr.
 func (a *app) showMoves(run func(show func(client.Moves)) error) error {
 	var last client.Moves
-	failure := ""
+	failure, begun := "", false
 	if err := run(func(m client.Moves) {
+		for _, w := range m.Silent {
+			if !begun {
+				a.note("worker %s did not answer, so what it holds is not counted: %s\n", w.Worker, strings.Join(strings.Fields(w.Error), " "))
+			}
+		}
+		begun = true
 		if last = m; m.Error != "" && m.Error != failure {
 			failure = m.Error
 			a.note("%s: it is tried again\n", strings.Join(strings.Fields(m.Error), " "))
@@ -95,7 +104,11 @@ func (a *app) showMoves(run func(show func(client.Moves)) error) error {
 		return err
 	}
 	if a.json() {
-		return a.printJSON(movesView{last.Left, last.Moved, last.CopiedBytes, last.Error, last.Done})
+		v := movesView{Left: last.Left, Moved: last.Moved, CopiedBytes: last.CopiedBytes, Error: last.Error, Done: last.Done}
+		for _, w := range last.Silent {
+			v.Silent = append(v.Silent, silentView{w.Worker, w.Address, w.Error})
+		}
+		return a.printJSON(v)
 	}
 	return a.say("%s, %s copied\n", plural(int(last.Moved), "session was moved", "sessions were moved"), sizeOf(int64(last.CopiedBytes)))
 }

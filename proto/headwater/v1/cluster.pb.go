@@ -566,7 +566,9 @@ type Moves struct {
 	// Why the newest move failed, one line; empty if it did not. It is tried again.
 	Error string `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
 	// Whether nothing is left: the last message.
-	Done          bool `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	Done bool `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	// Workers that did not answer a rebalance: what they hold is not counted, and nothing is moved to them. Since version 1.4.
+	Silent        []*SilentWorker `protobuf:"bytes,6,rep,name=silent,proto3" json:"silent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -636,11 +638,18 @@ func (x *Moves) GetDone() bool {
 	return false
 }
 
+func (x *Moves) GetSilent() []*SilentWorker {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
 var File_headwater_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"#\n" +
+	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aheadwater/v1/session.proto\"#\n" +
 	"\rCopiesRequest\x12\x12\n" +
 	"\x04boot\x18\x01 \x01(\fR\x04boot\"\x8c\x02\n" +
 	"\x0eCopiesResponse\x12%\n" +
@@ -671,13 +680,14 @@ const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\x05moves\x18\x01 \x01(\v2\x13.headwater.v1.MovesR\x05moves\"\x12\n" +
 	"\x10RebalanceRequest\">\n" +
 	"\x11RebalanceResponse\x12)\n" +
-	"\x05moves\x18\x01 \x01(\v2\x13.headwater.v1.MovesR\x05moves\"~\n" +
+	"\x05moves\x18\x01 \x01(\v2\x13.headwater.v1.MovesR\x05moves\"\xb2\x01\n" +
 	"\x05Moves\x12\x12\n" +
 	"\x04left\x18\x01 \x01(\x04R\x04left\x12\x14\n" +
 	"\x05moved\x18\x02 \x01(\x04R\x05moved\x12!\n" +
 	"\fcopied_bytes\x18\x03 \x01(\x04R\vcopiedBytes\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
-	"\x04done\x18\x05 \x01(\bR\x04done2\xd1\x02\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\x122\n" +
+	"\x06silent\x18\x06 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent2\xd1\x02\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Copies\x12\x1b.headwater.v1.CopiesRequest\x1a\x1c.headwater.v1.CopiesResponse\x12T\n" +
 	"\vWatchEvents\x12 .headwater.v1.WatchEventsRequest\x1a!.headwater.v1.WatchEventsResponse0\x01\x12T\n" +
@@ -709,6 +719,7 @@ var file_headwater_v1_cluster_proto_goTypes = []any{
 	(*RebalanceResponse)(nil),     // 8: headwater.v1.RebalanceResponse
 	(*Moves)(nil),                 // 9: headwater.v1.Moves
 	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*SilentWorker)(nil),          // 11: headwater.v1.SilentWorker
 }
 var file_headwater_v1_cluster_proto_depIdxs = []int32{
 	10, // 0: headwater.v1.CopiesResponse.looked:type_name -> google.protobuf.Timestamp
@@ -716,19 +727,20 @@ var file_headwater_v1_cluster_proto_depIdxs = []int32{
 	2,  // 2: headwater.v1.WatchEventsResponse.event:type_name -> headwater.v1.Event
 	9,  // 3: headwater.v1.DrainWorkerResponse.moves:type_name -> headwater.v1.Moves
 	9,  // 4: headwater.v1.RebalanceResponse.moves:type_name -> headwater.v1.Moves
-	0,  // 5: headwater.v1.ClusterService.Copies:input_type -> headwater.v1.CopiesRequest
-	3,  // 6: headwater.v1.ClusterService.WatchEvents:input_type -> headwater.v1.WatchEventsRequest
-	5,  // 7: headwater.v1.ClusterService.DrainWorker:input_type -> headwater.v1.DrainWorkerRequest
-	7,  // 8: headwater.v1.ClusterService.Rebalance:input_type -> headwater.v1.RebalanceRequest
-	1,  // 9: headwater.v1.ClusterService.Copies:output_type -> headwater.v1.CopiesResponse
-	4,  // 10: headwater.v1.ClusterService.WatchEvents:output_type -> headwater.v1.WatchEventsResponse
-	6,  // 11: headwater.v1.ClusterService.DrainWorker:output_type -> headwater.v1.DrainWorkerResponse
-	8,  // 12: headwater.v1.ClusterService.Rebalance:output_type -> headwater.v1.RebalanceResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	11, // 5: headwater.v1.Moves.silent:type_name -> headwater.v1.SilentWorker
+	0,  // 6: headwater.v1.ClusterService.Copies:input_type -> headwater.v1.CopiesRequest
+	3,  // 7: headwater.v1.ClusterService.WatchEvents:input_type -> headwater.v1.WatchEventsRequest
+	5,  // 8: headwater.v1.ClusterService.DrainWorker:input_type -> headwater.v1.DrainWorkerRequest
+	7,  // 9: headwater.v1.ClusterService.Rebalance:input_type -> headwater.v1.RebalanceRequest
+	1,  // 10: headwater.v1.ClusterService.Copies:output_type -> headwater.v1.CopiesResponse
+	4,  // 11: headwater.v1.ClusterService.WatchEvents:output_type -> headwater.v1.WatchEventsResponse
+	6,  // 12: headwater.v1.ClusterService.DrainWorker:output_type -> headwater.v1.DrainWorkerResponse
+	8,  // 13: headwater.v1.ClusterService.Rebalance:output_type -> headwater.v1.RebalanceResponse
+	10, // [10:14] is the sub-list for method output_type
+	6,  // [6:10] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_cluster_proto_init() }
@@ -736,6 +748,7 @@ func file_headwater_v1_cluster_proto_init() {
 	if File_headwater_v1_cluster_proto != nil {
 		return
 	}
+	file_headwater_v1_session_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
