@@ -99,6 +99,20 @@ func TestAnotherServiceIsSaidInOwnWords(t *testing.T) {
 	}
 }
 
+// TestAConnectionThatFallsSilentIsSaidInOwnWords: gRPC ends it so, after pings without an answer. Calls of sessions notice it earlier.
+func TestAConnectionThatFallsSilentIsSaidInOwnWords(t *testing.T) {
+	for _, message := range []string{
+		`connection error: desc = "keepalive ping failed to receive ACK within timeout"`,
+		`closing transport due to: connection error: desc = "keepalive ping failed to receive ACK within timeout", received prior goaway: code: NO_ERROR`,
+	} {
+		err := inOwnWords(status.Error(codes.Unavailable, message))
+		own(t, message, err, codes.Unavailable, "it did not answer for 15s: it hangs")
+		if IsMute(err) {
+			t.Errorf("it is taken for a peer that never spoke: %v", err)
+		}
+	}
+}
+
 func TestARefusedConnectionIsSaidInOwnWords(t *testing.T) {
 	t.Parallel()
 	conn, err := grpc.NewClient("passthrough:///127.0.0.1:1", DialOptions()...)
