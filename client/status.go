@@ -57,6 +57,35 @@ type WorkerStatus struct {
 	Features    []string    // of the processor, of those that kernels use, by the names of Linux
 	Load        *WorkerLoad // nil if it does not count what it does
 	Draining    bool        // whether it gets no sessions and no jobs, and what it has is moved away
+	Answers     *AnswerTimes
+}
+
+// AnswerTimes are how long a worker takes to answer attends of at most 64 tokens that the coordinator asks of it. They are nil of one
+// that was asked nothing.
+type AnswerTimes struct {
+	Count    uint64        // answers of the last 10 to 20 seconds
+	P50, P95 time.Duration // within which half and 19 of 20 of them came; 0 if there are none
+	Waiting  uint64        // attends that have no answer yet
+}
+
+// Attends are attends of direct sessions with copies, those of each worker counted apart.
+type Attends struct {
+	Asked  uint64 // all
+	Hedged uint64 // the part of them that was asked of another worker as well, since the first was late
+	Won    uint64 // the part of these whose answer came from the other worker first
+}
+
+// Attends returns what this client has asked of workers itself; what a coordinator asks, its metrics count.
+func (c *Client) Attends() Attends {
+	h := c.conns.Hedges()
+	return Attends{h.Attends, h.Asked, h.Won}
+}
+
+func newAnswers(m *headwaterv1.AnswerTimes) *AnswerTimes {
+	if m == nil {
+		return nil
+	}
+	return &AnswerTimes{m.GetCount(), time.Duration(m.GetP50Nanos()), time.Duration(m.GetP95Nanos()), m.GetWaiting()}
 }
 
 // WorkerLoad is what a worker has done since it started.
@@ -96,7 +125,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 		s.Workers = append(s.Workers, WorkerStatus{
 			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(), Zone: d.GetZone(),
 			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(), Processor: d.GetProcessor(), Features: d.GetProcessorFeatures(),
-			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(),
+			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(), Answers: newAnswers(w.GetAnswers()),
 		})
 	}
 	for _, c := range m.GetJobs() {

@@ -153,7 +153,7 @@ func (c *Coordinator) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOp
 
 // Register adds the services to a server, which is made with ServerOptions; or with rpc.ServerOptions, and then bounds nothing.
 func (c *Coordinator) Register(s grpc.ServiceRegistrar) {
-	headwaterv1.RegisterCoordinatorServiceServer(s, c.jobs)
+	headwaterv1.RegisterCoordinatorServiceServer(s, service{c.jobs, c.sessions})
 	session.Register(s, c.sessions)
 	headwaterv1.RegisterClusterServiceServer(s, c.sessions.Cluster())
 }

@@ -25,7 +25,7 @@ func ofDashboard(ctx context.Context) context.Context { return rpc.As(ctx, rpc.A
 // Picture is the cluster as the dashboard shows it: what Status, ListSessions and ListJobs answer, and what is counted here.
 func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) {
 	ctx = ofDashboard(ctx)
-	status, err := c.jobs.Status(ctx, &headwaterv1.StatusRequest{})
+	status, err := service{c.jobs, c.sessions}.Status(ctx, &headwaterv1.StatusRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("ask for the status: %w", err)
 	}
@@ -83,6 +83,9 @@ func workerOf(w *headwaterv1.WorkerStatus, cache *headwaterv1.CacheState) dashbo
 		Budget: d.GetBudgetBytes(), Used: d.GetUsedBytes(), Spare: d.GetSpareBytes(),
 		Counts: load != nil, Bus: load.GetBusBytesPerSecond(), Read: load.GetReadBytes(), Steps: load.GetSteps(),
 		Waited: time.Duration(load.GetQueueNanos()).Seconds(),
+	}
+	if a := w.GetAnswers(); a != nil {
+		one.AnswerP50, one.AnswerP95, one.Waiting = time.Duration(a.GetP50Nanos()).Seconds(), time.Duration(a.GetP95Nanos()).Seconds(), a.GetWaiting()
 	}
 	if cache != nil && one.Error == "" {
 		one.Sessions, one.Queued = cache.GetSessions(), cache.GetQueuedSteps()

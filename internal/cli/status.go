@@ -57,8 +57,34 @@ type workerView struct {
 	Draining   bool   `json:"draining"`
 	Error      string `json:"error,omitempty"`
 
+	// Answers is null where the coordinator has asked the worker nothing, or is older than 1.4.
+	Answers *answersView `json:"answers"`
+
 	// Cache is null where the worker, or the coordinator, knows nothing of sessions.
 	Cache *cacheView `json:"cache"`
+}
+
+// answersView is how long a worker takes to answer attends of at most 64 tokens.
+type answersView struct {
+	Count   uint64  `json:"count"` // of the last 10 to 20 seconds
+	P50     float64 `json:"p50_seconds"`
+	P95     float64 `json:"p95_seconds"`
+	Waiting uint64  `json:"waiting"`
+}
+
+func viewAnswers(a *client.AnswerTimes) *answersView {
+	if a == nil {
+		return nil
+	}
+	return &answersView{a.Count, a.P50.Seconds(), a.P95.Seconds(), a.Waiting}
+}
+
+// milliseconds prints the half and 19 of 20 of the answers.
+func (a *answersView) milliseconds() (p50, p95 string) {
+	if a == nil || a.Count == 0 {
+		return "-", "-"
+	}
+	return fmt.Sprintf("%.2f ms", 1e3*a.P50), fmt.Sprintf("%.2f ms", 1e3*a.P95)
 }
 
 // cacheView is a worker's cache of sessions.
@@ -152,6 +178,7 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 		one := workerView{
 			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, Zone: w.Zone, BudgetBytes: w.BudgetBytes,
 			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, MatrixUnit: attention.HasMatrixUnit(w.Kernel), Draining: w.Draining, Error: s.Error,
+			Answers: viewAnswers(w.Answers),
 		}
 		if boot, err := uuid.FromBytes(w.Boot); err == nil {
 			one.Boot = boot.String()
@@ -218,7 +245,7 @@ func (a *app) printStatus(v statusView) error {
 func (a *app) printWorkers(workers []workerView) error {
 	header := []string{"name", "address", ">used", ">budget", "state"}
 	if a.wide() {
-		header = []string{"name", "address", "zone", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "processor", "features", "tiles", "version", "state"}
+		header = []string{"name", "address", "zone", ">weight", ">used", ">spare", ">budget", ">threads", "kernel", "processor", "features", "tiles", ">p50", ">p95", "version", "state"}
 	}
 	t := a.newTable("workers", header...)
 	for _, w := range workers {
@@ -231,7 +258,8 @@ func (a *app) printWorkers(workers []workerView) error {
 		}
 		used, budget := sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes))
 		if a.wide() {
-			t.AppendRow(table.Row{w.Name, w.Address, w.Zone, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), speedOfTiles(w), w.Version, is})
+			p50, p95 := w.Answers.milliseconds()
+			t.AppendRow(table.Row{w.Name, w.Address, w.Zone, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), speedOfTiles(w), p50, p95, w.Version, is})
 		} else {
 			t.AppendRow(table.Row{shorten(w.Name, nameWidth), shorten(w.Address, 21), used, budget, is})
 		}

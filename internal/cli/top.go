@@ -34,7 +34,8 @@ type topWorker struct {
 	QueuedSteps    uint64   `json:"queued_steps"`
 	HitShare       *float64 `json:"hit_share"` // of the positions asked for in prefixes, since the worker's start
 	StepsPerSecond *float64 `json:"steps_per_second"`
-	QueueSeconds   *float64 `json:"queue_seconds"` // that a step waited, on average
+	QueueSeconds   *float64 `json:"queue_seconds"`      // that a step waited, on average
+	AnswerP95      *float64 `json:"answer_p95_seconds"` // within which 19 of 20 attends of the last 10 to 20 seconds were answered
 	ReadPerSecond  *float64 `json:"read_bytes_per_second"`
 	BusShare       *float64 `json:"bus_share"` // of the measured memory bus
 }
@@ -71,7 +72,7 @@ func (a *app) top() *cobra.Command {
 		Long: "Watch what the workers do, once each --every: their memory, sessions and queues; steps a second and how long\n" +
 			"they waited; the keys and values that kernels read, as a share of what the memory bus gave when the worker\n" +
 			"started; how many of the positions that were asked for in prefixes were there; and the layers whose kernels take\n" +
-			"longest. Rates are those of the interval; a worker that was started without --admin counts nothing and shows\n" +
+			"longest. The p95 is that of the coordinator's attends. Rates are those of the interval; a worker that was started without --admin counts nothing and shows\n" +
 			"\"-\".\n\n" +
 			"On a terminal it goes on until Ctrl-C. Elsewhere it prints one interval, or --count of them.",
 		Example: "  coord top\n  coord top --every 5s --count 12 --output json | jq '.workers[].bus_share'",
@@ -157,6 +158,10 @@ func viewTop(before, now topSample) topView {
 		if w.BudgetBytes > 0 {
 			one.MemoryShare = float64(w.UsedBytes-min(w.SpareBytes, w.UsedBytes)) / float64(w.BudgetBytes)
 		}
+		if a := w.Answers; a != nil && a.Count > 0 {
+			p95 := a.P95.Seconds()
+			one.AnswerP95 = &p95
+		}
 		for _, c := range now.caches {
 			if c.Worker != w.Name || w.Error != "" {
 				continue
@@ -229,15 +234,15 @@ func (a *app) printTop(v topView, live bool) error {
 			return err
 		}
 	}
-	t := a.newTable("\nworkers", "name", ">memory", ">sessions", ">hits", ">queued", ">steps/s", ">waited", ">read/s", ">of bus")
+	t := a.newTable("\nworkers", "name", ">memory", ">sessions", ">hits", ">queued", ">steps/s", ">waited", ">p95", ">read/s", ">of bus")
 	for _, w := range v.Workers {
 		if w.Error != "" {
-			t.AppendRow(table.Row{shorten(w.Name, 16), "-", "-", "-", "-", "-", "-", "-", state("left out")})
+			t.AppendRow(table.Row{shorten(w.Name, 16), "-", "-", "-", "-", "-", "-", "-", "-", state("left out")})
 			continue
 		}
 		t.AppendRow(table.Row{
 			shorten(w.Name, 16), share(&w.MemoryShare), w.Sessions, share(w.HitShare), w.QueuedSteps, told(w.StepsPerSecond, "%.0f", 1),
-			told(w.QueueSeconds, "%.2f ms", 1e3), told(w.ReadPerSecond, "%.1f GB", 1e-9), share(w.BusShare),
+			told(w.QueueSeconds, "%.2f ms", 1e3), told(w.AnswerP95, "%.2f ms", 1e3), told(w.ReadPerSecond, "%.1f GB", 1e-9), share(w.BusShare),
 		})
 	}
 	if err := a.printTable(t); err != nil || len(v.Shards) == 0 {

@@ -56,6 +56,10 @@ type Worker struct {
 	Read   uint64  `json:"kernel_read_bytes_total"`
 	Steps  uint64  `json:"step_queue_seconds_count"`
 	Waited float64 `json:"step_queue_seconds_sum"`
+
+	AnswerP50 float64 `json:"answer_p50_seconds"` // to the coordinator's attends; 0 if there were none
+	AnswerP95 float64 `json:"answer_p95_seconds"`
+	Waiting   uint64  `json:"attends_waiting"`
 }
 
 // Session is one session. Sessions have no metrics of their own: these are the numbers of coord sessions list.

@@ -9,6 +9,9 @@
 //	coord_down_kill_ms the same as kill_pause_ms while the only coordinator is down
 //	coord_restart_ms   kill and restart of the only coordinator, through which the clients speak: p99 over the longest gap
 //	replica_cost, replica_cost_128   a token of one session that sees 16,384 or 128 positions, with one copy / without
+//	hedge_p99          one of three workers stands still for 200 ms ten times a minute: p99 of attends of which those that are late are
+//	                   asked of another worker as well / without. They append nothing, and are asked at fixed times
+//	hedge_share        the share of the attends that is asked twice
 //	drain_p99          p99 of tokens while a worker is drained / before
 //	drain_errors       errors that the sessions have had meanwhile
 //	drain_mbs          bytes a second of sessions that nobody steps, while a worker is drained without a bound of --copy-rate / those of a
@@ -83,6 +86,7 @@ var groups = []group{
 	{[]string{"coord_down_kill_ms"}, downKillPause},
 	{[]string{"coord_restart_ms"}, restartPause},
 	{[]string{"replica_cost", "replica_cost_128"}, replicaCost},
+	{[]string{"hedge_p99", "hedge_share"}, hedgeTail},
 	{[]string{"drain_p99", "drain_errors"}, drainTokens},
 	{[]string{"drain_mbs"}, drainRate},
 }

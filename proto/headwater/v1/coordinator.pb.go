@@ -1663,7 +1663,9 @@ type WorkerStatus struct {
 	// Address of its gRPC service, host:port.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	// Why it does not answer; empty if it does.
-	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// How long it takes to answer this coordinator; absent if it has had nothing to answer. Since version 1.4.
+	Answers       *AnswerTimes `protobuf:"bytes,4,opt,name=answers,proto3" json:"answers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1719,6 +1721,87 @@ func (x *WorkerStatus) GetError() string {
 	return ""
 }
 
+func (x *WorkerStatus) GetAnswers() *AnswerTimes {
+	if x != nil {
+		return x.Answers
+	}
+	return nil
+}
+
+// AnswerTimes say how long a worker takes to answer attends of at most 64 tokens, from when the coordinator sends them until it has
+// their answers. Since version 1.4.
+type AnswerTimes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Answers of the last 10 to 20 seconds.
+	Count uint64 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// Time within which half of them came, in nanoseconds; 0 if there are none.
+	P50Nanos uint64 `protobuf:"varint,2,opt,name=p50_nanos,json=p50Nanos,proto3" json:"p50_nanos,omitempty"`
+	// Time within which 19 of 20 of them came, in nanoseconds; 0 if there are none.
+	P95Nanos uint64 `protobuf:"varint,3,opt,name=p95_nanos,json=p95Nanos,proto3" json:"p95_nanos,omitempty"`
+	// Attends that have no answer yet, of any number of tokens.
+	Waiting       uint64 `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerTimes) Reset() {
+	*x = AnswerTimes{}
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerTimes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerTimes) ProtoMessage() {}
+
+func (x *AnswerTimes) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerTimes.ProtoReflect.Descriptor instead.
+func (*AnswerTimes) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AnswerTimes) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *AnswerTimes) GetP50Nanos() uint64 {
+	if x != nil {
+		return x.P50Nanos
+	}
+	return 0
+}
+
+func (x *AnswerTimes) GetP95Nanos() uint64 {
+	if x != nil {
+		return x.P95Nanos
+	}
+	return 0
+}
+
+func (x *AnswerTimes) GetWaiting() uint64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return 0
+}
+
 // StateCount counts the jobs in one state.
 type StateCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1732,7 +1815,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1827,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1840,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -1883,11 +1966,17 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\fTenantStatus\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
 	"\x05limit\x18\x02 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x05limit\x12/\n" +
-	"\x04used\x18\x03 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x04used\"v\n" +
+	"\x04used\x18\x03 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x04used\"\xab\x01\n" +
 	"\fWorkerStatus\x126\n" +
 	"\x06worker\x18\x01 \x01(\v2\x1e.headwater.v1.DescribeResponseR\x06worker\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"P\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x123\n" +
+	"\aanswers\x18\x04 \x01(\v2\x19.headwater.v1.AnswerTimesR\aanswers\"w\n" +
+	"\vAnswerTimes\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x1b\n" +
+	"\tp50_nanos\x18\x02 \x01(\x04R\bp50Nanos\x12\x1b\n" +
+	"\tp95_nanos\x18\x03 \x01(\x04R\bp95Nanos\x12\x18\n" +
+	"\awaiting\x18\x04 \x01(\x04R\awaiting\"P\n" +
 	"\n" +
 	"StateCount\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.headwater.v1.JobStateR\x05state\x12\x14\n" +
@@ -1924,7 +2013,7 @@ func file_headwater_v1_coordinator_proto_rawDescGZIP() []byte {
 
 var (
 	file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-	file_headwater_v1_coordinator_proto_msgTypes  = make([]protoimpl.MessageInfo, 25)
+	file_headwater_v1_coordinator_proto_msgTypes  = make([]protoimpl.MessageInfo, 26)
 	file_headwater_v1_coordinator_proto_goTypes   = []any{
 		JobState(0),                    // 0: headwater.v1.JobState
 		(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
@@ -1951,32 +2040,33 @@ var (
 		(*StatusResponse)(nil),         // 22: headwater.v1.StatusResponse
 		(*TenantStatus)(nil),           // 23: headwater.v1.TenantStatus
 		(*WorkerStatus)(nil),           // 24: headwater.v1.WorkerStatus
-		(*StateCount)(nil),             // 25: headwater.v1.StateCount
-		ContextCodec(0),                // 26: headwater.v1.ContextCodec
-		(*durationpb.Duration)(nil),    // 27: google.protobuf.Duration
-		(*timestamppb.Timestamp)(nil),  // 28: google.protobuf.Timestamp
-		(*TenantAmounts)(nil),          // 29: headwater.v1.TenantAmounts
-		(*DescribeResponse)(nil),       // 30: headwater.v1.DescribeResponse
+		(*AnswerTimes)(nil),            // 25: headwater.v1.AnswerTimes
+		(*StateCount)(nil),             // 26: headwater.v1.StateCount
+		ContextCodec(0),                // 27: headwater.v1.ContextCodec
+		(*durationpb.Duration)(nil),    // 28: google.protobuf.Duration
+		(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
+		(*TenantAmounts)(nil),          // 30: headwater.v1.TenantAmounts
+		(*DescribeResponse)(nil),       // 31: headwater.v1.DescribeResponse
 	}
 )
 
 var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	2,  // 0: headwater.v1.SubmitRequest.begin:type_name -> headwater.v1.SubmitBegin
 	3,  // 1: headwater.v1.SubmitRequest.end:type_name -> headwater.v1.SubmitEnd
-	26, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
-	27, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
+	27, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
+	28, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
 	5,  // 4: headwater.v1.SubmitResponse.job:type_name -> headwater.v1.Job
 	0,  // 5: headwater.v1.Job.state:type_name -> headwater.v1.JobState
-	28, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
-	28, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
-	28, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
+	29, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
+	29, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
+	29, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
 	6,  // 9: headwater.v1.Job.progress:type_name -> headwater.v1.Progress
 	7,  // 10: headwater.v1.Job.report:type_name -> headwater.v1.Report
-	26, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
+	27, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
 	8,  // 12: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
-	27, // 13: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
-	27, // 14: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
-	27, // 15: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
+	28, // 13: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
+	28, // 14: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
+	28, // 15: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
 	5,  // 16: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
 	5,  // 17: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
 	5,  // 18: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
@@ -1984,34 +2074,35 @@ var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	5,  // 20: headwater.v1.DeleteJobResponse.job:type_name -> headwater.v1.Job
 	5,  // 21: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
 	24, // 22: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
-	25, // 23: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
-	28, // 24: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	26, // 23: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
+	29, // 24: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
 	23, // 25: headwater.v1.StatusResponse.tenants:type_name -> headwater.v1.TenantStatus
-	29, // 26: headwater.v1.TenantStatus.limit:type_name -> headwater.v1.TenantAmounts
-	29, // 27: headwater.v1.TenantStatus.used:type_name -> headwater.v1.TenantAmounts
-	30, // 28: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
-	0,  // 29: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
-	1,  // 30: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
-	9,  // 31: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
-	11, // 32: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
-	13, // 33: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
-	15, // 34: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
-	17, // 35: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
-	19, // 36: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
-	21, // 37: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
-	4,  // 38: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
-	10, // 39: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
-	12, // 40: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
-	14, // 41: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
-	16, // 42: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
-	18, // 43: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
-	20, // 44: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
-	22, // 45: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
-	38, // [38:46] is the sub-list for method output_type
-	30, // [30:38] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	30, // 26: headwater.v1.TenantStatus.limit:type_name -> headwater.v1.TenantAmounts
+	30, // 27: headwater.v1.TenantStatus.used:type_name -> headwater.v1.TenantAmounts
+	31, // 28: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
+	25, // 29: headwater.v1.WorkerStatus.answers:type_name -> headwater.v1.AnswerTimes
+	0,  // 30: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
+	1,  // 31: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
+	9,  // 32: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
+	11, // 33: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
+	13, // 34: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
+	15, // 35: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
+	17, // 36: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
+	19, // 37: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
+	21, // 38: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
+	4,  // 39: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
+	10, // 40: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
+	12, // 41: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
+	14, // 42: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
+	16, // 43: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
+	18, // 44: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
+	20, // 45: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
+	22, // 46: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
+	39, // [39:47] is the sub-list for method output_type
+	31, // [31:39] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_coordinator_proto_init() }
@@ -2031,7 +2122,7 @@ func file_headwater_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_coordinator_proto_rawDesc), len(file_headwater_v1_coordinator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
