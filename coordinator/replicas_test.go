@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
@@ -289,6 +291,47 @@ func TestACopyFollowsItsSession(t *testing.T) {
 	}
 }
 
+// TestACopyThatFailsLeavesNothing: the request that begins a copy comes late, when the copy has been given up. Nothing is made then that
+// nobody knows of.
+func TestACopyThatFailsLeavesNothing(t *testing.T) {
+	c := startCluster(t, clusterOptions{workers: workers(2)})
+	s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: copied, Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var late func() error
+	conns := fanout.NewConns(nil, append(rpc.DialOptions(), grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if _, ok := req.(*headwaterv1.CreateSessionRequest); ok {
+				late = func() error { return invoke(t.Context(), method, req, reply, cc, opts...) }
+				return status.Error(codes.Unavailable, "the connection broke")
+			}
+			return invoke(ctx, method, req, reply, cc, opts...)
+		}))...)
+	defer conns.Close()
+	var kept rpc.Kept // the late request has a connection
+	for _, w := range c.workers {
+		kept.Set(conns.Conns, rpc.Peer{Name: c.workers[0].Name, Address: c.workers[0].Address}, rpc.Peer{Name: w.Name, Address: w.Address})
+	}
+	if err := tryCopy(t, conns, c, s.ID()); err == nil {
+		t.Fatal("a copy was made whose beginning was lost")
+	}
+	if err := late(); err == nil {
+		t.Error("a copy was begun that was given up")
+	}
+	for _, w := range c.workers {
+		resp, err := conns.List(t.Context(), w.Name, w.Address, &headwaterv1.ListSessionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, other := range resp.GetSessions() {
+			if client.SessionID(other.GetSession()) != s.ID() {
+				t.Errorf("%s has session %x", w.Name, other.GetSession())
+			}
+		}
+	}
+}
+
 // copied are the layers of a session that is copied.
 var copied = []client.Layer{{Heads: 8, KVHeads: 4, HeadDim: 16, Storage: tensor.BF16}, {Heads: 4, KVHeads: 2, HeadDim: 16, Storage: tensor.I8}}
 
@@ -308,6 +351,14 @@ func tellOf(t *testing.T, conns *fanout.Conns, c *cluster, id client.SessionID) 
 // copyOver copies a session that one of two workers holds as a whole to the other one.
 func copyOver(t *testing.T, conns *fanout.Conns, c *cluster, id client.SessionID) {
 	t.Helper()
+	if err := tryCopy(t, conns, c, id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tryCopy is copyOver that may fail.
+func tryCopy(t *testing.T, conns *fanout.Conns, c *cluster, id client.SessionID) error {
+	t.Helper()
 	before := tellOf(t, conns, c, id)
 	held := slices.IndexFunc(before, func(s *headwaterv1.SessionState) bool { return s != nil })
 	for _, o := range before[held].GetHolders() {
@@ -318,7 +369,5 @@ func copyOver(t *testing.T, conns *fanout.Conns, c *cluster, id client.SessionID
 		t.Fatal(err)
 	}
 	target := &fanout.Holder{Name: c.workers[1-held].Name, Address: c.workers[1-held].Address, Groups: [][]int{{0, 1, 2, 3}, {0, 1}}}
-	if err := conns.Restore(t.Context(), h, before[held], target); err != nil {
-		t.Fatal(err)
-	}
+	return conns.Restore(t.Context(), h, before[held], target)
 }

@@ -35,12 +35,12 @@ var errFaster = errors.New("the session grows faster than it is copied")
 // an epoch that is closed; what is left is copied; the worker takes the copy for the session; and all get an epoch that is open. If
 // anything fails on the way, the session goes on without the copy.
 func (c *Conns) Restore(ctx context.Context, h *Holding, state *headwaterv1.SessionState, target *Holder) error {
-	r := &restore{Conns: c, from: h, state: state, epoch: state.GetEpoch(), target: target, layers: h.layers, temp: c.NewName(), lane: c.NewName()}
+	r := &restore{Conns: c, from: h, state: state, epoch: state.GetEpoch(), target: target, layers: h.layers, temp: c.NewName(), lane: c.NewName(), call: c.NewID()}
 	err := r.do(ctx)
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
 		defer cancel()
-		_ = c.drop(ctx, []*Holder{target}, always, &headwaterv1.DropSessionRequest{Session: r.temp[:]}) // else it ends by its TTL
+		_ = c.drop(ctx, []*Holder{target}, always, &headwaterv1.DropSessionRequest{Session: r.temp[:], Call: r.call}) // else it ends by its TTL
 		return fmt.Errorf("copy session %x to worker %q: %w", state.GetSession(), target.Name, err)
 	}
 	return nil
@@ -73,6 +73,7 @@ type restore struct {
 	layers []shard.LayerSpec
 
 	temp   [16]byte
+	call   uint64 // that makes it: a drop by this call also keeps it from being made later
 	lane   session.LaneID
 	stream *session.Stream
 	steps  uint64
@@ -243,7 +244,7 @@ func (r *restore) begin(ctx context.Context, states []*headwaterv1.SessionState)
 		}
 	}
 	req := &headwaterv1.CreateSessionRequest{
-		Session: r.temp[:], Epoch: epochOf(1, r.lane), Config: r.state.GetConfig(), Held: r.target.held(), Call: r.NewID(),
+		Session: r.temp[:], Epoch: epochOf(1, r.lane), Config: r.state.GetConfig(), Held: r.target.held(), Call: r.call,
 	}
 	for l, groups := range r.target.Groups {
 		f := &r.filled[l]
