@@ -66,8 +66,9 @@ type Config struct {
 
 	Security *rpc.Security // how clients and workers are spoken to; nil is plain text within this machine
 
-	Conns  int   // most connections of clients at once; 0 is no bound
-	Flight int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
+	Conns      int   // most connections of clients at once; 0 is no bound
+	PerAddress int   // most of these from one address; 0 is no bound
+	Flight     int64 // most bytes of messages in flight in each direction; 0 is 256 MiB
 
 	// Replicas is the number of copies of each shard, beside the owner's, of a session that does not set its own, if there are so
 	// many workers.
@@ -120,7 +121,7 @@ func Open(c Config) (*Coordinator, error) {
 	if err != nil {
 		c.Logger.Warn("the cluster's workers before this start are not known", "error", err)
 	}
-	made.flight, made.jobs = sessions.NewFlight(c.Flight, c.Conns, c.Logger), queue
+	made.flight, made.jobs = sessions.NewFlight(c.Flight, c.Conns, c.PerAddress, c.Logger), queue
 	made.sessions = sessions.New(sessions.Config{
 		View: c.View, Logger: c.Logger, Replicas: c.Replicas, CopyRate: c.CopyRate, HedgeShare: c.HedgeShare, Await: known, AwaitFor: c.AwaitFor, Now: c.Now, Observe: c.Observe, Tracer: c.Tracer, Security: c.Security,
 	})

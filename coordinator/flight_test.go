@@ -27,7 +27,7 @@ func TestClientsThatReadNothingAreHeldBack(t *testing.T) {
 	for n := 1; n <= 2; n++ {
 		t.Run(fmt.Sprintf("relay to %d workers", n), func(t *testing.T) {
 			c := startCluster(t, clusterOptions{workers: workers(n)})
-			flight, d := sessions.NewFlight(limit, 0, nil), sessions.NewDirect("the coordinator", c.raw(t), nil, 0, nil)
+			flight, d := sessions.NewFlight(limit, 0, 0, nil), sessions.NewDirect("the coordinator", c.raw(t), nil, 0, nil)
 			ctx, cancel := context.WithCancel(context.Background())
 			ran := make(chan struct{})
 			go func() { defer close(ran); d.Run(ctx) }()

@@ -51,6 +51,8 @@ type Config struct {
 	Security *rpc.Security
 	// Conns bounds the connections; beyond it, the one that has been unused the longest is closed. 0 is no bound.
 	Conns int
+	// PerAddress bounds those from one address; beyond it, a new one is closed. 0 is no bound.
+	PerAddress int
 	// Observe is what counts; nil counts nothing. It is this worker's alone.
 	Observe *observe.Worker
 	// Tracer makes the spans of steps; nil makes none.
@@ -116,6 +118,7 @@ func New(cfg Config) (*Worker, error) {
 		MaxSessions: cmp.Or(cfg.MaxSessions, DefaultMaxSessions),
 		Now:         cfg.Now,
 		Conns:       cfg.Conns,
+		PerAddress:  cfg.PerAddress,
 		Logger:      cfg.Logger,
 		Observe:     cfg.Observe,
 		Tracer:      cfg.Tracer,

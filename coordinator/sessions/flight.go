@@ -23,9 +23,9 @@ const (
 func FlightIn(memory int64) int64 { return min(max(memory/8, leastFlight), DefaultFlight) }
 
 // NewFlight makes the budget for the messages in flight of a process that relays sessions: bytes in each direction, 0 is 256 MiB,
-// over that many connections at most, 0 is no bound.
-func NewFlight(bytes int64, conns int, log *slog.Logger) *rpc.Flight {
-	return rpc.NewFlight(rpc.FlightConfig{Limit: cmp.Or(bytes, DefaultFlight), Streams: flightCalls, Conns: conns, Logger: log})
+// over that many connections at most, and so many from one address; 0 is no bound.
+func NewFlight(bytes int64, conns, perAddress int, log *slog.Logger) *rpc.Flight {
+	return rpc.NewFlight(rpc.FlightConfig{Limit: cmp.Or(bytes, DefaultFlight), Streams: flightCalls, Conns: conns, PerAddress: perAddress, Logger: log})
 }
 
 // NewServer returns a server of the relay on a client's machine, whose messages in flight are counted.

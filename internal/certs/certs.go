@@ -163,13 +163,14 @@ const (
 	BadToken         Reason = "bad_token"         // its token is nobody's
 	Handshake        Reason = "handshake"         // TLS did not come about
 	Crowded          Reason = "crowded"           // too many that are to be refused are there
+	ManyConnections  Reason = "many_connections"  // its address has as many connections as one may have
 	GossipPlain      Reason = "gossip_plain"      // its gossip is not encrypted, and gossip is here, or the other way round
 	GossipKey        Reason = "gossip_key"        // its gossip is encrypted with another key
 	GossipMalformed  Reason = "gossip_malformed"  // its gossip breaks a rule or a bound
 )
 
 // Reasons are all reasons.
-var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, Revoked, BadCertificate, WrongRole, WrongName, BadToken, Handshake, Crowded, GossipPlain, GossipKey, GossipMalformed}
+var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, Revoked, BadCertificate, WrongRole, WrongName, BadToken, Handshake, Crowded, ManyConnections, GossipPlain, GossipKey, GossipMalformed}
 
 // Error is why a certificate is refused.
 type Error struct {

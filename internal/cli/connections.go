@@ -7,6 +7,9 @@ const (
 	otherFiles = 32
 	leastConns = 8
 	mostConns  = 1 << 14
+	// defaultPerAddress is the default of --address-conns: a program has a connection or two, and a gateway that hides many shows one
+	// address.
+	defaultPerAddress = 256
 )
 
 // maxConnections is how many connections a server may have, by the files that the process may have open.

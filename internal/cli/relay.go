@@ -187,7 +187,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.A
 		ready.Lanes = plain.address
 	}
 	relay := sessions.NewDirect(name, conn, security, hedges, log)
-	flight := sessions.NewFlight(0, maxConnections(), log)
+	flight := sessions.NewFlight(0, maxConnections(), defaultPerAddress, log)
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()

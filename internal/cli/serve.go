@@ -147,7 +147,7 @@ func (a *app) runCoordinator(ctx context.Context, at endpointFlags, admin *admin
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	config.Name, config.Version, config.View, config.Logger, config.Conns = name, programVersion, view, log, maxConnections()
+	config.Name, config.Version, config.View, config.Logger, config.Conns, config.PerAddress = name, programVersion, view, log, maxConnections(), at.perAddress
 	if memory, err := usableMemory(); err == nil { // If it is not known, the default holds.
 		config.Flight = sessions.FlightIn(memory)
 	}
@@ -275,7 +275,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	}
 	config.Name, config.Boot, config.Version, config.Logger = name, uuid.New(), programVersion, log
 	config.Threads = cmp.Or(config.Threads, runtime.GOMAXPROCS(0))
-	config.Conns = maxConnections()
+	config.Conns, config.PerAddress = maxConnections(), at.perAddress
 	if admin.on() {
 		config.Observe = observe.NewWorker()
 		if config.Bus, err = observe.MeasureBus(config.Threads, config.Budget/4); err != nil {

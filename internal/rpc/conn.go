@@ -19,11 +19,15 @@ type serverConn struct {
 	shares map[*Share]struct{} // calls that are open, or whose answers are not yet written
 	idle   time.Time           // when the last of them ended
 	closed bool
+	leave  func() // that it is closed counts for its address; nil does not
 }
 
 // Close closes the connection, and gives back what its calls held that have ended.
 func (c *serverConn) Close() error {
 	c.f.mu.Lock()
+	if !c.closed && c.leave != nil {
+		defer c.leave()
+	}
 	c.closed = true
 	delete(c.f.conns, c)
 	for s := range c.shares {
@@ -69,7 +73,8 @@ func (f *Flight) admit(conn net.Conn) (*serverConn, error) {
 // countedCredentials are credentials whose server's connections a Flight counts.
 type countedCredentials struct {
 	credentials.TransportCredentials
-	f *Flight
+	f        *Flight
+	security *Security
 }
 
 // connInfo is what a call can learn of its connection.
@@ -79,23 +84,31 @@ type connInfo struct {
 }
 
 func (c countedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	leave, ok := c.f.origins.enter(raw.RemoteAddr())
+	if !ok {
+		c.security.crowded(raw.RemoteAddr())
+		return nil, nil, errAddress
+	}
 	conn, info, err := c.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
+		leave()
 		return nil, nil, err
 	}
 	if who, ok := info.(caller); ok && who.refusal != nil {
-		return conn, info, nil // none that takes the place of others
+		return &entered{conn, leave}, info, nil // none that takes the place of others
 	}
 	counted, err := c.f.admit(conn)
 	if err != nil {
+		leave()
 		_ = conn.Close() // nobody is to know
 		return nil, nil, err
 	}
+	counted.leave = leave
 	return counted, connInfo{info, counted}, nil
 }
 
 func (c countedCredentials) Clone() credentials.TransportCredentials {
-	return countedCredentials{c.TransportCredentials.Clone(), c.f}
+	return countedCredentials{c.TransportCredentials.Clone(), c.f, c.security}
 }
 
 // connOf returns the counted connection of a call, or nil.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -25,8 +26,9 @@ type FlightConfig struct {
 	Free    int64
 	Reserve func(n int64) error
 	Release func(n int64)
-	// Streams bounds the calls that are open, Conns the connections; 0 is no bound.
-	Streams, Conns int
+	// Streams bounds the calls that are open, of one tenant half of them; Conns the connections, and PerAddress those from one
+	// address. 0 is no bound.
+	Streams, Conns, PerAddress int
 	// Patience is how long a message or an answer waits for room before it is refused, and twice as long as a peer may
 	// go without reading or sending on while others wait; 0 is DefaultPatience.
 	Patience time.Duration
@@ -51,14 +53,16 @@ const (
 // been written to the peer. What waits is served in the order in which it came. What has waited for Patience is refused by
 // ErrBusy; calls of peers that neither read nor send are ended if others wait. Methods may be called by any goroutine.
 type Flight struct {
-	cfg FlightConfig
+	cfg     FlightConfig
+	origins origins
 
-	mu     sync.Mutex
-	lots   [2]lot
-	shares map[*Share]struct{}
-	conns  map[*serverConn]struct{}
-	full   bool  // connections are refused
-	peak   int64 // the most bytes in flight since Settle
+	mu      sync.Mutex
+	lots    [2]lot
+	shares  map[*Share]struct{}
+	tenants map[string]int // calls that are open, by tenant
+	conns   map[*serverConn]struct{}
+	full    bool  // connections are refused
+	peak    int64 // the most bytes in flight since Settle
 }
 
 // direction is an index of Flight.lots.
@@ -119,7 +123,10 @@ func NewFlight(cfg FlightConfig) *Flight {
 	if cfg.Reserve == nil {
 		cfg.Free = cfg.Limit
 	}
-	return &Flight{cfg: cfg, shares: make(map[*Share]struct{}), conns: make(map[*serverConn]struct{})}
+	return &Flight{
+		cfg: cfg, origins: origins{most: cfg.PerAddress, open: make(map[netip.Prefix]int)},
+		shares: make(map[*Share]struct{}), tenants: make(map[string]int), conns: make(map[*serverConn]struct{}),
+	}
 }
 
 // FlightState counts what is in flight.
@@ -152,6 +159,7 @@ func (f *Flight) Settle() {
 // Share is what one call has in flight. A nil Share has no bounds.
 type Share struct {
 	f      *Flight
+	tenant string      // whose call it is; "" is not counted
 	conn   *serverConn // nil for a connection that is not counted
 	cancel context.CancelCauseFunc
 
@@ -173,15 +181,24 @@ func ShareOf(ctx context.Context) *Share {
 	return s
 }
 
-// open begins a call. The cancel function ends it.
-func (f *Flight) open(conn *serverConn, cancel context.CancelCauseFunc) (*Share, error) {
+// tenantPart is the part of the calls that may be open of which one tenant may have all.
+const tenantPart = 2
+
+// open begins a call, for a tenant if there are any. The cancel function ends it.
+func (f *Flight) open(conn *serverConn, tenant string, cancel context.CancelCauseFunc) (*Share, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.cfg.Streams > 0 && len(f.shares) >= f.cfg.Streams {
 		return nil, status.Errorf(codes.ResourceExhausted, "%d calls are open, the most that are allowed: end one, or use one lane for several sessions", len(f.shares))
 	}
-	s := &Share{f: f, conn: conn, cancel: cancel, moved: time.Now()}
+	if most := f.cfg.Streams / tenantPart; tenant != "" && most > 0 && f.tenants[tenant] >= most {
+		return nil, status.Errorf(codes.ResourceExhausted, "tenant %s has %d calls open, the most that one may have here: end one, or use one lane for several sessions", tenant, most)
+	}
+	s := &Share{f: f, conn: conn, tenant: tenant, cancel: cancel, moved: time.Now()}
 	f.shares[s] = struct{}{}
+	if tenant != "" {
+		f.tenants[tenant]++
+	}
 	if conn != nil {
 		conn.shares[s] = struct{}{}
 	}
@@ -222,6 +239,11 @@ func (s *Share) forget() {
 	s.held[outward] = 0
 	s.f.give(outward, n)
 	delete(s.f.shares, s)
+	if s.tenant != "" {
+		if s.f.tenants[s.tenant]--; s.f.tenants[s.tenant] == 0 {
+			delete(s.f.tenants, s.tenant)
+		}
+	}
 	if s.conn != nil {
 		delete(s.conn.shares, s)
 		s.conn.idle = time.Now()

@@ -201,7 +201,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	// Both that are left have calls.
 	for c := range f.conns {
-		if _, err := f.open(c, func(error) {}); err != nil {
+		if _, err := f.open(c, "", func(error) {}); err != nil {
 			t.Fatal(err)
 		}
 	}

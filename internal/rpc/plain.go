@@ -45,7 +45,7 @@ func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.C
 	p := &plainStream{
 		conn: counted, ctx: ctx, cancel: cancel, in: newRecords(counted, f.cfg.Patience), out: bufio.NewWriterSize(counted, plainBuffer),
 	}
-	share, err := f.open(counted, cancel)
+	share, err := f.open(counted, "", cancel)
 	if err == nil {
 		s := &countedStream{ServerStream: p, ctx: context.WithValue(ctx, shareKey{}, share), share: share, transport: p}
 		err = Guard(f.cfg.Logger, "a plain call", func() error { return handle(s) })

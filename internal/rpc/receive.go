@@ -37,7 +37,7 @@ func (f *Flight) ServerOptions(options ...ServerOption) []grpc.ServerOption {
 		under = serverCredentials{o.security}
 	}
 	return append(ServerOptions(options...),
-		grpc.Creds(countedCredentials{under, f}),
+		grpc.Creds(countedCredentials{under, f, o.security}),
 		grpc.InitialWindowSize(streamWindow),
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.MaxRecvMsgSize(uncountedBytes),
@@ -72,7 +72,7 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, service any) {
 func (f *Flight) intercept(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
-	share, err := f.open(connOf(ctx), cancel)
+	share, err := f.open(connOf(ctx), CallerOf(ctx).Tenant, cancel)
 	if err != nil {
 		return err
 	}

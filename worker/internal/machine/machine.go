@@ -33,6 +33,7 @@ type Config struct {
 	MaxSessions int
 	Now         func() time.Time // clock of sessions, nil is time.Now
 	Conns       int              // connections, 0 is no bound
+	PerAddress  int              // of these from one address, 0 is no bound
 	Patience    time.Duration    // of what waits for room, see rpc.FlightConfig
 	Logger      *slog.Logger     // nil is silence
 	Observe     *observe.Worker  // nil counts nothing
@@ -90,12 +91,12 @@ func New(cfg Config) *Machine {
 	}
 	budget.OnGrowth(m.boundHeap)
 	m.Flight = rpc.NewFlight(rpc.FlightConfig{
-		Limit:    max(cfg.Budget/flightPart, leastFlight),
-		Free:     freeFlight,
-		Reserve:  m.reserve,
-		Release:  budget.Release,
-		Streams:  int(min(max(cfg.Budget/streamPart, leastStreams), mostStreams)),
-		Conns:    cfg.Conns,
+		Limit:   max(cfg.Budget/flightPart, leastFlight),
+		Free:    freeFlight,
+		Reserve: m.reserve,
+		Release: budget.Release,
+		Streams: int(min(max(cfg.Budget/streamPart, leastStreams), mostStreams)),
+		Conns:   cfg.Conns, PerAddress: cfg.PerAddress,
 		Patience: cfg.Patience,
 		Logger:   cfg.Logger,
 	})
