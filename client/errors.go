@@ -19,6 +19,7 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
 // Kinds of errors, for errors.Is: each says what a program does. docs/errors.md has the kind of each event. An error of
@@ -183,8 +184,12 @@ type SessionError struct {
 	Length  int    // for ReasonBehind, ReasonAhead and ReasonDifferent: positions that the worker has
 	Message string // why, in one line
 	Quota   *Quota // the tenant's limit that was met, for ErrOverQuota
+	// Lost, for ReasonLost and ReasonUnknown, are the shards that no worker holds that answers, ascending by layer. It is empty if
+	// there are none, or if nobody knows: a call by a session's id alone knows no layers of a session that no worker holds.
+	Lost []LostShards
 
 	wire        session.Reason
+	lost        *headwaterv1.LostShards
 	coordinator bool // the coordinator itself was not reached
 }
 
@@ -192,13 +197,17 @@ func (e *SessionError) Error() string { return e.Doing + ": " + e.why() }
 
 // why is the error without the call that failed.
 func (e *SessionError) why() string {
+	text := e.Message
 	switch {
 	case e.coordinator:
-		return fmt.Sprintf("coordinator %s is unreachable: %s", e.Holder, e.Message)
+		text = fmt.Sprintf("coordinator %s is unreachable: %s", e.Holder, e.Message)
 	case e.Holder != "":
-		return fmt.Sprintf("%s: %s", e.Holder, e.Message)
+		text = fmt.Sprintf("%s: %s", e.Holder, e.Message)
 	}
-	return e.Message
+	if len(e.Lost) > 0 {
+		text += "; lost: " + lostText(e.Lost)
+	}
+	return text
 }
 
 // GRPCStatus returns the refusal as a gRPC status, for status.Code.
@@ -244,7 +253,7 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 		}
 		return &SessionError{
 			Session: id, Doing: doing, Reason: cmp.Or(reasons[e.Reason()], ReasonFault), wire: e.Reason(), Holder: why.GetHolder(),
-			Length: int(why.GetLength()), Message: message, coordinator: unreached, Quota: newQuota(quotaproto.Read(why.GetQuota())),
+			Length: int(why.GetLength()), Message: message, coordinator: unreached, Quota: newQuota(quotaproto.Read(why.GetQuota())), lost: why.GetLost(),
 		}
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {

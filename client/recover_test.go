@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 
@@ -58,5 +59,71 @@ func TestARecoveredSessionIsLikeTheLostOne(t *testing.T) {
 		if err := next.Close(); err != nil {
 			t.Error(err)
 		}
+	})
+}
+
+// TestARecoveredSessionBeginsWithASnapshot: rows are asked from the snapshot's end on, and what the snapshot has is compared as well. Of a
+// snapshot that has more than the session had, the rest is taken back.
+func TestARecoveredSessionBeginsWithASnapshot(t *testing.T) {
+	each(t, func(t *testing.T, c *cluster, direct bool) {
+		s, m, r := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct}), newModel(layers), rng(1)
+		snap := func(s *client.Session) *bytes.Buffer {
+			t.Helper()
+			var b bytes.Buffer
+			if err := s.Snapshot(t.Context(), &b, nil); err != nil {
+				t.Fatal(err)
+			}
+			return &b
+		}
+		grow(t, s, m, r, 3, 70)
+		early := snap(s)
+		grow(t, s, m, r, 5)
+		late := snap(s)
+		other, om := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct}), newModel(layers)
+		grow(t, other, om, rng(2), 73)
+		foreign := snap(other)
+		asked := map[int]int{} // first position by layer
+		rows := func(layer, start, count int) (k, v []float32, _ error) {
+			if _, ok := asked[layer]; !ok {
+				asked[layer] = start
+			}
+			kv, vv := layers[layer].KVHeads*layers[layer].HeadDim, layers[layer].KVHeads*m.vDim(layer)
+			return m.k[layer][start*kv:][:count*kv], m.v[layer][start*vv:][:count*vv], nil
+		}
+		if _, err := s.RecoverFrom(t.Context(), bytes.NewReader(foreign.Bytes()), rows); !errors.Is(err, client.ErrRefused) {
+			t.Errorf("of another session's snapshot: %v", err)
+		}
+		if _, err := s.RecoverFrom(t.Context(), bytes.NewReader(early.Bytes()), nil); !errors.Is(err, client.ErrRefused) {
+			t.Errorf("without the rows after the snapshot: %v", err)
+		}
+		if _, err := s.RecoverFrom(t.Context(), bytes.NewReader(early.Bytes()[:100]), rows); !errors.Is(err, client.ErrSnapshot) {
+			t.Errorf("of a snapshot that is cut off: %v", err)
+		}
+		if all, err := c.Sessions(t.Context()); err != nil || len(all.Sessions) != 2 {
+			t.Fatalf("%d sessions are held, not 2: %v", len(all.Sessions), err)
+		}
+		clear(asked)
+		next, err := s.RecoverFrom(t.Context(), early, rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for l := range layers {
+			if asked[l] != 73 {
+				t.Errorf("layer %d: rows are asked from position %d on", l, asked[l])
+			}
+		}
+		if next.Len() != 78 {
+			t.Fatalf("%d positions", next.Len())
+		}
+		grow(t, next, m, r, 1)
+		if err := next.Truncate(t.Context(), 75); err != nil {
+			t.Fatal(err)
+		}
+		m.truncate(75)
+		last, err := next.RecoverFrom(t.Context(), late, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		grow(t, last, m, r, 2)
 	})
 }

@@ -324,7 +324,7 @@ func (s *Session) control(ctx context.Context, doing string, do func() error) er
 		s.user.Store(nil)
 	}
 	if err != nil {
-		return s.failed(ctx, doing+" session "+s.id.String(), err)
+		return s.failed(ctx, doing+" session "+s.id.String(), err, &look{})
 	}
 	return nil
 }
@@ -332,26 +332,53 @@ func (s *Session) control(ctx context.Context, doing string, do func() error) er
 // lookTimeout is how long a coordinator may take to say whether a session is still there.
 const lookTimeout = 10 * time.Second
 
-// failed returns the error of a call on the session. If a direct session can't reach a worker, the worker may have
-// restarted at another address: the coordinator knows that.
-func (s *Session) failed(ctx context.Context, doing string, err error) error {
+// look is what was found about a session after a call on it had failed. Calls that fail together share it.
+type look struct {
+	gone *SessionError           // unless nil, says that the session is gone
+	lost *headwaterv1.LostShards // unless nil, what of it is lost
+	done bool
+}
+
+// failed returns the error of a call on the session, which says what is lost of the session. If a direct session can't reach a worker,
+// the worker may have restarted at another address: the coordinator knows that.
+func (s *Session) failed(ctx context.Context, doing string, err error, found *look) error {
 	err = s.client.sessionError(doing, s.id, err)
-	var lost *SessionError
-	if !s.direct || !errors.As(err, &lost) || lost.Reason != ReasonLost || ctx.Err() != nil {
+	var refused *SessionError
+	if !errors.As(err, &refused) || refused.coordinator || refused.Reason != ReasonLost && refused.Reason != ReasonUnknown {
 		return err
 	}
+	if s.direct && ctx.Err() == nil {
+		if !found.done {
+			s.look(ctx, refused.Reason, found)
+		}
+		if found.gone != nil {
+			gone := *found.gone
+			gone.Doing, err, refused = doing, &gone, &gone
+		}
+		if refused.lost == nil {
+			refused.lost = found.lost
+		}
+	}
+	refused.Lost = s.lost(refused.lost)
+	return err
+}
+
+// look looks what is left of a direct session after a call on it has failed for a reason.
+func (s *Session) look(ctx context.Context, reason Reason, found *look) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	state, looked := s.client.findSession(ctx, s.id, true)
-	if looked == nil && !whole(state) {
-		looked = s.client.sessionError(doing, s.id, session.Errorf(session.Unknown, "it is not whole, since a worker that held a part has restarted or dropped it"))
+	found.done = true
+	if found.lost = s.client.conns.Missed(ctx, s.id, s.place.Holding()); reason == ReasonUnknown {
+		return
+	}
+	state, err := s.client.findSession(ctx, s.id, true)
+	if err == nil && !whole(state) {
+		err = s.client.sessionError("", s.id, notWhole(state))
 	}
 	var gone *SessionError
-	if errors.As(looked, &gone) && gone.Reason == ReasonUnknown {
-		gone.Doing = doing
-		return gone
+	if errors.As(err, &gone) && gone.Reason == ReasonUnknown {
+		found.gone = gone
 	}
-	return err
 }
 
 // Truncate takes back the positions from position on, in every layer that has them. In a layer with a window, an append
@@ -542,10 +569,15 @@ type AttachOptions struct {
 // Close leaves an attached session on the cluster.
 func (c *Client) Attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
 	s, err := c.attach(ctx, id, opts)
-	if err != nil {
-		return nil, c.sessionError("attach to session "+id.String(), id, err)
+	if err == nil {
+		return s, nil
 	}
-	return s, nil
+	err = c.sessionError("attach to session "+id.String(), id, err)
+	var refused *SessionError
+	if r := opts.Receipt; r != nil && errors.As(err, &refused) {
+		refused.Lost = r.lost(refused.lost)
+	}
+	return nil, err
 }
 
 func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
@@ -663,12 +695,19 @@ func (c *Client) findSession(ctx context.Context, id SessionID, holdersOnly bool
 	}
 	found, silent := resp.GetSessions(), resp.GetSilent()
 	switch {
-	case len(silent) > 0 && (len(found) != 1 || !whole(found[0])):
-		return nil, c.sessionError(doing, id, fanout.Silent(silent, len(found) == 1))
-	case len(found) != 1:
-		return nil, c.sessionError(doing, id, session.Errorf(session.Unknown, "no worker holds it"))
+	case len(found) == 1 && (len(silent) == 0 || whole(found[0])):
+		return found[0], nil
+	case len(found) == 1:
+		err = c.sessionError(doing, id, fanout.Silent(silent, lostOf(found[0])))
+		tellLost(err, found[0])
+	case len(silent) > 0:
+		err = c.sessionError(doing, id, fanout.Silent(silent, fanout.AllLost()))
+	default:
+		none := session.Errorf(session.Unknown, "no worker holds it")
+		none.Why.Lost = fanout.AllLost()
+		err = c.sessionError(doing, id, none)
 	}
-	return found[0], nil
+	return nil, err
 }
 
 // tell lets the coordinator see that a session has gone on without some workers, so that it makes the copies that it lacks.
@@ -698,7 +737,7 @@ func (c *Client) locate(ctx context.Context, id [16]byte) (*fanout.Holding, erro
 	}
 	h, err := fanout.ParseHolding(layers, found.GetHolders())
 	if err != nil {
-		return nil, err
+		return nil, notWhole(found)
 	}
 	return h.Under(found), nil
 }

@@ -149,12 +149,16 @@ func (b *batch) do(ctx context.Context, steps []*Step) error {
 		return nil
 	}
 	var all stepErrors
+	looks := map[*Session]*look{}
 	for _, step := range steps {
 		if step.Err == nil {
 			continue
 		}
 		if s := step.Session; s != nil {
-			step.Err = s.failed(ctx, fmt.Sprintf("step layer %d of session %s", step.Layer, s.id), step.Err)
+			if looks[s] == nil {
+				looks[s] = &look{}
+			}
+			step.Err = s.failed(ctx, fmt.Sprintf("step layer %d of session %s", step.Layer, s.id), step.Err, looks[s])
 		}
 		all = append(all, step.Err)
 	}

@@ -88,16 +88,16 @@ func (d *Direct) askCoordinator(ctx context.Context, id [16]byte) (*fanout.Holdi
 	found, silent := resp.GetSessions(), resp.GetSilent()
 	if len(found) != 1 || !bytes.Equal(found[0].GetSession(), key) {
 		if len(silent) > 0 {
-			return nil, fanout.Silent(silent, false)
+			return nil, fanout.Silent(silent, fanout.AllLost())
 		}
-		return nil, session.Errorf(session.Unknown, "session %x is held by no worker", key)
+		return nil, heldByNone(key)
 	}
 	h, err := holdingOf(found[0], nil)
 	if err != nil && len(silent) > 0 {
-		return nil, fanout.Silent(silent, true)
+		return nil, fanout.Silent(silent, lostOf(found[0]))
 	}
 	if err != nil {
-		return nil, notWhole(key, err)
+		return nil, notWhole(key, lostOf(found[0]), err)
 	}
 	return h, nil
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/coordinator/workers"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
@@ -126,8 +127,41 @@ func (r *Relay) find(ctx context.Context, key []byte) (*fanout.Place, error) {
 }
 
 // notWhole is the refusal of a session if every worker has answered and none holds some of its groups.
-func notWhole(key []byte, err error) error {
-	return session.Errorf(session.Unknown, "session %x is not whole, since a worker that held a part has restarted or dropped it: %v", key, err)
+func notWhole(key []byte, lost *headwaterv1.LostShards, err error) error {
+	e := session.Errorf(session.Unknown, "session %x is not whole, since a worker that held a part has restarted or dropped it: %v", key, err)
+	e.Why.Lost = lost
+	return e
+}
+
+// heldByNone is the refusal of a session if every worker has answered and none holds any of it.
+func heldByNone(key []byte) error {
+	e := session.Errorf(session.Unknown, "session %x is held by no worker", key)
+	e.Why.Lost = fanout.AllLost()
+	return e
+}
+
+// lostOf returns what is lost of a session that is not whole, of what its holders tell.
+func lostOf(states ...*headwaterv1.SessionState) *headwaterv1.LostShards {
+	layers, err := layerproto.ReadSessionLayers(states[0].GetConfig().GetLayers())
+	if err != nil {
+		return nil
+	}
+	return fanout.Lost(layers, states...)
+}
+
+// missed adds to the refusal of a call on a session which shards are lost: its holders are asked, as far as they are remembered.
+func (r *Relay) missed(ctx context.Context, id []byte, e *session.Error) *session.Error {
+	return fanout.WithLost(e, func() *headwaterv1.LostShards {
+		key, err := sessionID(id)
+		if err != nil {
+			return nil
+		}
+		known := r.recall(ctx, key)
+		if known.place == nil {
+			return nil
+		}
+		return r.conns.Missed(ctx, key, known.place.Holding())
+	})
 }
 
 // askWorkers asks all workers who holds a session.
@@ -142,16 +176,16 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 	silent = append(append(silent, r.recall(ctx, id).missing(members)...), awaited...)
 	switch {
 	case len(states) == 0 && len(silent) > 0:
-		return nil, fanout.Silent(silent, false)
+		return nil, fanout.Silent(silent, fanout.AllLost())
 	case len(states) == 0:
-		return nil, session.Errorf(session.Unknown, "session %x is held by no worker", key)
+		return nil, heldByNone(key)
 	}
 	h, _, err := fanout.Current(states)
 	if err != nil {
 		if len(silent) > 0 {
-			return nil, fanout.Silent(silent, true)
+			return nil, fanout.Silent(silent, lostOf(states...))
 		}
-		return nil, notWhole(key, err)
+		return nil, notWhole(key, lostOf(states...), err)
 	}
 	return h, nil
 }

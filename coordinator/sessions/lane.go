@@ -310,7 +310,7 @@ func (l *lane) refusal(id []byte, err error) *session.Error {
 	case session.Lost, session.Unknown:
 		l.doubt(l.stream.Context(), id)
 	}
-	return e
+	return l.missed(l.stream.Context(), id, e)
 }
 
 // result makes the answer of a step that was done.

@@ -183,7 +183,11 @@ func (r *Relay) failed(ctx context.Context, id []byte, err error) error {
 	if fanout.Is(err, session.Lost) || fanout.Is(err, session.Unknown) {
 		r.doubt(ctx, id)
 	}
-	return refusal(err)
+	err = refusal(err)
+	if e, refused := err.(*session.Error); refused {
+		return r.missed(ctx, id, e)
+	}
+	return err
 }
 
 // CreateSession implements headwater.v1.SessionService.
@@ -375,7 +379,7 @@ func (r *Relay) DropSession(ctx context.Context, req *headwaterv1.DropSessionReq
 		return &headwaterv1.DropSessionResponse{}, nil
 	}
 	if fanout.Is(err, session.Unknown) && len(awaited) > 0 {
-		err = fanout.Silent(awaited, false)
+		err = fanout.Silent(awaited, fanout.AllLost())
 	}
 	return nil, r.failed(ctx, req.GetSession(), err)
 }
@@ -451,6 +455,7 @@ func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
 			}
 		}
 	}
+	states = fanout.Counting(states)
 	var holders []*headwaterv1.Holder
 	for _, s := range states {
 		holders = append(holders, s.GetHolders()...)

@@ -54,6 +54,14 @@ def why(error: BaseException | None) -> str:
     return f"{kind}\n{error}"
 
 
+def lost(error: BaseException | None, which: bool) -> str:
+    """Which shards an error says are lost: how many groups of each layer, or which."""
+    if not isinstance(error, headwater.SessionError) or not error.lost:
+        return "nothing"
+    told = [(one, " ".join(map(str, one.groups)) if which else len(one.groups)) for one in error.lost]
+    return "\n".join(f"layer {one.layer}: groups {groups}, positions {one.positions}" for one, groups in told)
+
+
 def tokens(args: dict[str, str]) -> list[int]:
     if "tokens" not in args:
         return []
@@ -89,6 +97,8 @@ class Driver:
             return self.lengths(session)
         if verb == "why":
             return why(self.failed)
+        if verb == "lost":
+            return lost(self.failed, "groups" in args)
         if verb == "attach" and "id" in args:
             return self.attach(args["id"], args)
         session = self.sessions[name]
@@ -101,6 +111,10 @@ class Driver:
             child = session.fork(int(args["at"]) if "at" in args else None)
             self.sessions[args["as"]] = child
             return self.lengths(child)
+        if verb == "recover":
+            made = self.recover(session, int(args.get("seed", 1)))
+            self.sessions[args["as"]] = made
+            return self.lengths(made)
         if verb == "truncate":
             session.truncate(int(args.get("to", 0)))
         elif verb == "receipt":
@@ -115,6 +129,18 @@ class Driver:
         else:
             raise KeyError(verb)
         return self.lengths(session)
+
+    def recover(self, session: headwater.Session, seed: int) -> headwater.Session:
+        """A session of the rows that a seed gives, in the place of one that is lost."""
+
+        def kept(layer: int, start: int, count: int) -> tuple[Any, Any]:
+            shape = session.layers[layer]
+            return (
+                rows(seed, KEY, layer, start, count, shape.n_kv_heads, shape.head_dim),
+                rows(seed, VALUE, layer, start, count, shape.n_kv_heads, shape.v_dim or shape.head_dim),
+            )
+
+        return session.recover(kept)
 
     def attach(self, to: str | bytes | headwater.Receipt, args: dict[str, str]) -> str:
         other = headwater.Client(self.address, direct=self.direct)

@@ -9,6 +9,7 @@ import (
 	randv2 "math/rand/v2"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
 
 	"headwater.example/internal/rpc"
@@ -34,8 +35,9 @@ type Conns struct {
 	paces  paces
 	hedges hedges
 
-	random         io.Reader     // of ids, nil is the system's
-	abandonTimeout time.Duration // for dropping a session that was made in vain
+	random         io.Reader          // of ids, nil is the system's
+	abandonTimeout time.Duration      // for dropping a session that was made in vain
+	missed         singleflight.Group // of Missed, by session
 }
 
 // NewConns returns an empty set. Security and options apply to its connections.

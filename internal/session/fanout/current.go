@@ -149,8 +149,20 @@ func (c *Conns) locate(ctx context.Context, id [16]byte, known *Holding) (*Holdi
 
 // askHolders asks the holders that are known who holds a session now; nil is that they do not tell of all of it.
 func (c *Conns) askHolders(ctx context.Context, id [16]byte, known *Holding) *Holding {
+	states := c.heldBy(ctx, id, known)
+	if len(states) == 0 {
+		return nil
+	}
+	h, _, err := Current(states)
+	if err != nil {
+		return nil
+	}
+	return h
+}
+
+// heldBy asks the holders that are known what they hold of a session. Those that do not answer, or do not hold it, tell nothing.
+func (c *Conns) heldBy(ctx context.Context, id [16]byte, known *Holding) []*headwaterv1.SessionState {
 	states := make([]*headwaterv1.SessionState, len(known.holders))
-	// Whoever does not answer is missed below.
 	_, _ = c.gather(ctx, known.holders, always, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}, HoldersOnly: true})
 		for _, state := range resp.GetSessions() {
@@ -161,15 +173,7 @@ func (c *Conns) askHolders(ctx context.Context, id [16]byte, known *Holding) *Ho
 		}
 		return nil, err
 	})
-	states = slices.DeleteFunc(states, func(s *headwaterv1.SessionState) bool { return s == nil })
-	if len(states) == 0 {
-		return nil
-	}
-	h, _, err := Current(states)
-	if err != nil {
-		return nil
-	}
-	return h
+	return slices.DeleteFunc(states, func(s *headwaterv1.SessionState) bool { return s == nil })
 }
 
 // renew brings a place to what the holders tell now, each of its own epoch, if that is not what is known of them. While some have a

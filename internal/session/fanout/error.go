@@ -124,11 +124,11 @@ func invalid(format string, args ...any) error {
 	return session.Errorf(session.Invalid, format, args...)
 }
 
-// Silent returns the error of a session that silent workers, at least one, may hold, as a whole or in part.
-func Silent(workers []*headwaterv1.SilentWorker, rest bool) error {
-	what, others := "the session", ""
-	if rest {
-		what = "the rest of the session"
+// Silent returns the error of a session of which shards are lost that silent workers, at least one, may hold.
+func Silent(workers []*headwaterv1.SilentWorker, lost *headwaterv1.LostShards) error {
+	what, others := "the rest of the session", ""
+	if lost.GetAll() {
+		what = "the session"
 	}
 	if len(workers) > 1 {
 		names := make([]string, len(workers)-1)
@@ -138,7 +138,7 @@ func Silent(workers []*headwaterv1.SilentWorker, rest bool) error {
 		others = "; nor did " + strings.Join(names, ", ")
 	}
 	e := session.Errorf(session.Lost, "it did not answer, and may hold %s: %s%s", what, oneLine(workers[0].GetError()), others)
-	e.Why.Holder = workers[0].GetWorker()
+	e.Why.Holder, e.Why.Lost = workers[0].GetWorker(), lost
 	return e
 }
 

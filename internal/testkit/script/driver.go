@@ -60,6 +60,8 @@ func (d *goDriver) Do(c Command) (string, error) {
 		return d.open(ctx, c)
 	case c.Verb == "why":
 		return why(d.failed), nil
+	case c.Verb == "lost":
+		return lost(d.failed, c.Args["groups"] != ""), nil
 	case c.Verb == "attach" && c.Args["id"] != "":
 		id, err := client.ParseSessionID(c.Args["id"])
 		if err != nil {
@@ -82,6 +84,8 @@ func (d *goDriver) Do(c Command) (string, error) {
 			return "", err
 		}
 		return d.lengths(s, s.Truncate(ctx, n))
+	case "recover":
+		return d.recover(ctx, s, c)
 	case "receipt":
 		d.receipts[c.Args["as"]] = s.Receipt()
 		return d.lengths(s, nil)
@@ -243,6 +247,24 @@ func (d *goDriver) fork(ctx context.Context, s *client.Session, c Command) (stri
 	return d.lengths(child, nil)
 }
 
+// recover makes a session of the rows that a seed gives, in the place of one that is lost.
+func (d *goDriver) recover(ctx context.Context, s *client.Session, c Command) (string, error) {
+	seed, err := c.Int("seed", 1)
+	if err != nil {
+		return "", err
+	}
+	all := s.Layers()
+	next, failed := s.Recover(ctx, func(layer, start, count int) (k, v []float32, _ error) {
+		l := all[layer]
+		return rows(seed, kindKey, layer, start, count, l.KVHeads*l.HeadDim), rows(seed, kindValue, layer, start, count, l.KVHeads*l.VDim), nil
+	})
+	if failed != nil {
+		return d.told(failed), nil
+	}
+	d.sessions[c.Args["as"]] = next
+	return d.lengths(next, nil)
+}
+
 // attach takes a session up from another program.
 func (d *goDriver) attach(ctx context.Context, id client.SessionID, c Command) (string, error) {
 	other, err := client.Dial(d.client.Address())
@@ -306,4 +328,21 @@ func why(err error) string {
 		out += ", unreachable"
 	}
 	return fmt.Sprintf("%s\n%v", out, err)
+}
+
+// lost tells which shards an error says are lost: how many groups of each layer, or which.
+func lost(err error, which bool) string {
+	var refused *client.SessionError
+	if !errors.As(err, &refused) || len(refused.Lost) == 0 {
+		return "nothing"
+	}
+	var lines []string
+	for _, one := range refused.Lost {
+		groups := fmt.Sprint(len(one.Groups))
+		if which {
+			groups = strings.Trim(fmt.Sprint(one.Groups), "[]")
+		}
+		lines = append(lines, fmt.Sprintf("layer %d: groups %s, positions %d", one.Layer, groups, one.Positions))
+	}
+	return strings.Join(lines, "\n")
 }

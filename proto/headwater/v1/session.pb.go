@@ -3242,7 +3242,9 @@ type SessionError struct {
 	// Name of the holder that refused; from coordinators, which refuse for several.
 	Holder string `protobuf:"bytes,8,opt,name=holder,proto3" json:"holder,omitempty"`
 	// For OVER_BUDGET, if it is not the workers that have no room: the tenant's limit that the call would exceed. Since version 1.4.
-	Quota         *Quota `protobuf:"bytes,9,opt,name=quota,proto3" json:"quota,omitempty"`
+	Quota *Quota `protobuf:"bytes,9,opt,name=quota,proto3" json:"quota,omitempty"`
+	// For LOST and UNKNOWN: the shards that nobody who answers holds, if that is known. Since version 1.4.
+	Lost          *LostShards `protobuf:"bytes,10,opt,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3336,6 +3338,124 @@ func (x *SessionError) GetHolder() string {
 func (x *SessionError) GetQuota() *Quota {
 	if x != nil {
 		return x.Quota
+	}
+	return nil
+}
+
+func (x *SessionError) GetLost() *LostShards {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+// LostShards are shards of a session that nobody who answers holds: with LOST until who holds them answers again, with UNKNOWN for
+// ever. All their positions are lost with them.
+type LostShards struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether these are all shards of the session; layers is empty then.
+	All bool `protobuf:"varint,1,opt,name=all,proto3" json:"all,omitempty"`
+	// What is lost of each layer, ascending by layer.
+	Layers        []*LostLayer `protobuf:"bytes,2,rep,name=layers,proto3" json:"layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostShards) Reset() {
+	*x = LostShards{}
+	mi := &file_headwater_v1_session_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostShards) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostShards) ProtoMessage() {}
+
+func (x *LostShards) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostShards.ProtoReflect.Descriptor instead.
+func (*LostShards) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *LostShards) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *LostShards) GetLayers() []*LostLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+// LostLayer is what is lost of a layer.
+type LostLayer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the layer.
+	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
+	// One bit for each group of the layer, the lowest bit of a byte first, padded to whole bytes: 1 is a group that is lost.
+	Groups        []byte `protobuf:"bytes,2,opt,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LostLayer) Reset() {
+	*x = LostLayer{}
+	mi := &file_headwater_v1_session_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LostLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LostLayer) ProtoMessage() {}
+
+func (x *LostLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LostLayer.ProtoReflect.Descriptor instead.
+func (*LostLayer) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *LostLayer) GetLayer() uint32 {
+	if x != nil {
+		return x.Layer
+	}
+	return 0
+}
+
+func (x *LostLayer) GetGroups() []byte {
+	if x != nil {
+		return x.Groups
 	}
 	return nil
 }
@@ -3602,7 +3722,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vqueue_nanos\x18\x05 \x01(\x04R\n" +
 	"queueNanos\x12-\n" +
 	"\x05codec\x18\x06 \x01(\x0e2\x17.headwater.v1.StepCodecR\x05codec\x12\x14\n" +
-	"\x05chain\x18\a \x01(\x06R\x05chain\"\xb4\x02\n" +
+	"\x05chain\x18\a \x01(\x06R\x05chain\"\xe2\x02\n" +
 	"\fSessionError\x126\n" +
 	"\aproblem\x18\x01 \x01(\x0e2\x1c.headwater.v1.SessionProblemR\aproblem\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -3612,7 +3732,16 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vtruncations\x18\x06 \x01(\x04R\vtruncations\x12\x14\n" +
 	"\x05group\x18\a \x01(\rR\x05group\x12\x16\n" +
 	"\x06holder\x18\b \x01(\tR\x06holder\x12)\n" +
-	"\x05quota\x18\t \x01(\v2\x13.headwater.v1.QuotaR\x05quota*\x8d\x01\n" +
+	"\x05quota\x18\t \x01(\v2\x13.headwater.v1.QuotaR\x05quota\x12,\n" +
+	"\x04lost\x18\n" +
+	" \x01(\v2\x18.headwater.v1.LostShardsR\x04lost\"O\n" +
+	"\n" +
+	"LostShards\x12\x10\n" +
+	"\x03all\x18\x01 \x01(\bR\x03all\x12/\n" +
+	"\x06layers\x18\x02 \x03(\v2\x17.headwater.v1.LostLayerR\x06layers\"9\n" +
+	"\tLostLayer\x12\x14\n" +
+	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
+	"\x06groups\x18\x02 \x01(\fR\x06groups*\x8d\x01\n" +
 	"\tStepCodec\x12\x1a\n" +
 	"\x16STEP_CODEC_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEP_CODEC_RAW\x10\x01\x12\x14\n" +
@@ -3663,7 +3792,7 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 
 var (
 	file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-	file_headwater_v1_session_proto_msgTypes  = make([]protoimpl.MessageInfo, 36)
+	file_headwater_v1_session_proto_msgTypes  = make([]protoimpl.MessageInfo, 38)
 	file_headwater_v1_session_proto_goTypes   = []any{
 		StepCodec(0),                    // 0: headwater.v1.StepCodec
 		SessionProblem(0),               // 1: headwater.v1.SessionProblem
@@ -3703,25 +3832,27 @@ var (
 		(*LaneResponse)(nil),            // 35: headwater.v1.LaneResponse
 		(*StepResult)(nil),              // 36: headwater.v1.StepResult
 		(*SessionError)(nil),            // 37: headwater.v1.SessionError
-		(*durationpb.Duration)(nil),     // 38: google.protobuf.Duration
-		StorageType(0),                  // 39: headwater.v1.StorageType
-		Arithmetic(0),                   // 40: headwater.v1.Arithmetic
-		(*timestamppb.Timestamp)(nil),   // 41: google.protobuf.Timestamp
-		(*Quota)(nil),                   // 42: headwater.v1.Quota
+		(*LostShards)(nil),              // 38: headwater.v1.LostShards
+		(*LostLayer)(nil),               // 39: headwater.v1.LostLayer
+		(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
+		StorageType(0),                  // 41: headwater.v1.StorageType
+		Arithmetic(0),                   // 42: headwater.v1.Arithmetic
+		(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
+		(*Quota)(nil),                   // 44: headwater.v1.Quota
 	}
 )
 
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
-	38, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
-	39, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
-	40, // 3: headwater.v1.SessionLayer.arithmetic:type_name -> headwater.v1.Arithmetic
+	40, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
+	41, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
+	42, // 3: headwater.v1.SessionLayer.arithmetic:type_name -> headwater.v1.Arithmetic
 	5,  // 4: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
 	7,  // 5: headwater.v1.LayerState.before:type_name -> headwater.v1.LayerState
 	2,  // 6: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
 	7,  // 7: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	41, // 8: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	41, // 9: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	43, // 8: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	43, // 9: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 10: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 11: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
 	2,  // 12: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
@@ -3753,39 +3884,41 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	8,  // 38: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
 	8,  // 39: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
 	34, // 40: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	39, // 41: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	41, // 41: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
 	0,  // 42: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
 	36, // 43: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
 	37, // 44: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
 	0,  // 45: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
 	1,  // 46: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
 	2,  // 47: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	42, // 48: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
-	9,  // 49: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 50: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 51: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 52: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 53: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 54: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 55: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	29, // 56: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	31, // 57: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
-	33, // 58: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 59: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 60: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 61: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 62: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 63: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 64: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	25, // 65: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	30, // 66: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	32, // 67: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
-	35, // 68: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	59, // [59:69] is the sub-list for method output_type
-	49, // [49:59] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	44, // 48: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
+	38, // 49: headwater.v1.SessionError.lost:type_name -> headwater.v1.LostShards
+	39, // 50: headwater.v1.LostShards.layers:type_name -> headwater.v1.LostLayer
+	9,  // 51: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 52: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 53: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 54: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 55: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 56: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 57: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	29, // 58: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	31, // 59: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
+	33, // 60: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 61: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 62: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 63: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 64: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 65: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 66: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	25, // 67: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	30, // 68: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	32, // 69: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
+	35, // 70: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	61, // [61:71] is the sub-list for method output_type
+	51, // [51:61] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
@@ -3803,7 +3936,7 @@ func file_headwater_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_session_proto_rawDesc), len(file_headwater_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   36,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

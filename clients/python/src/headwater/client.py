@@ -21,7 +21,7 @@ from .arrays import Array
 from .codecs import SessionCodec
 from .connection import METADATA, Connection
 from .constants import ATTEMPTS, LISTED, MAX_REPLICAS
-from .errors import ExistsError, ProtocolError, SessionError, StaleEpochError, job_error, session_error
+from .errors import ExistsError, ProtocolError, SessionError, StaleEpochError, job_error, lost_of, session_error
 from .jobs import CODECS, Codec, Verdict, open_source
 from .layer import Layer, Receipt
 from .options import plain
@@ -156,19 +156,19 @@ class Client:
             config.replicas = options.whole("replicas", replicas, 0, MAX_REPLICAS)
         if (seconds := _seconds("ttl", ttl)) > 0:
             config.ttl.CopyFrom(_duration(seconds))
+        most = options.whole("workers", workers, 0, _MOST_WORKERS)
+        return self._create("open", config, shapes, token_ids("tokens", tokens), most, codec, keep)
+
+    def _create(
+        self, what: str, config: session_pb2.SessionConfig, layers: tuple[Layer, ...], tokens: list[int], workers: int, codec: SessionCodec, keep: bool
+    ) -> Session:
+        """Makes a session of a config."""
         id = secrets.token_bytes(16)
-        request = session_pb2.CreateSessionRequest(
-            session=id,
-            epoch=self._epoch(1),
-            config=config,
-            tokens=token_ids("tokens", tokens),
-            workers=options.whole("workers", workers, 0, _MOST_WORKERS),
-            call=new_id(),
-        )
-        doing = f"open session {id.hex()}"
+        request = session_pb2.CreateSessionRequest(session=id, epoch=self._epoch(1), config=config, tokens=tokens, workers=workers, call=new_id())
+        doing = f"{what} session {id.hex()}"
         try:
             state = self._call(doing, "CreateSession", request, session_pb2.CreateSessionResponse).state
-            return Session(self._holder, id, shapes, state, timeout=self.timeout, codec=codec, keep=keep, owner=self)
+            return Session(self._holder, id, config, layers, state, timeout=self.timeout, codec=codec, keep=keep, owner=self)
         except BaseException as e:
             if not isinstance(e, ExistsError):
                 abandon(self._holder, id, self.timeout, request.call)
@@ -183,6 +183,14 @@ class Client:
         receipt = session if isinstance(session, Receipt) else None
         id = _id(session.session if isinstance(session, Receipt) else session)
         doing = f"attach to session {id.hex()}"
+        try:
+            return self._attach(doing, id, receipt, codec, keep)
+        except SessionError as e:
+            if receipt is not None:
+                e.tell_lost([(len(hashes), length) for length, hashes in receipt.layers])
+            raise
+
+    def _attach(self, doing: str, id: bytes, receipt: Receipt | None, codec: SessionCodec, keep: bool) -> Session:
         found = self._find(doing, id)
         layers = tuple(Layer.from_proto(layer) for layer in found.config.layers)
         request = session_pb2.TakeSessionRequest(session=id)
@@ -197,7 +205,7 @@ class Client:
             request.epoch.CopyFrom(self._epoch(counter + 1))
             try:
                 state = self._call(doing, "TakeSession", request, session_pb2.TakeSessionResponse).state
-                return Session(self._holder, id, layers, state, timeout=self.timeout, codec=codec, keep=keep, owner=self)
+                return Session(self._holder, id, found.config, layers, state, timeout=self.timeout, codec=codec, keep=keep, owner=self)
             except StaleEpochError as e:  # another client has stepped it meanwhile
                 if attempt == ATTEMPTS - 1:
                     raise
@@ -232,12 +240,17 @@ class Client:
         request = session_pb2.ListSessionsRequest(sessions=[id])
         response = self._call(doing, "ListSessions", request, session_pb2.ListSessionsResponse)
         found = response.sessions[0] if len(response.sessions) == 1 else None
-        if response.silent and (found is None or not _whole(found)):
-            raise _silent(doing, response.silent, "the session" if found is None else "the rest of the session")
-        if found is None:
-            why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_UNKNOWN, message="no worker holds it")
-            raise session_error(doing, why)
-        return found
+        lost = session_pb2.LostShards(all=True) if found is None else lost_of(found)
+        if found is not None and not (response.silent and lost.layers):
+            return found
+        if response.silent:
+            why = _silent(response.silent, lost)
+        else:
+            why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_UNKNOWN, message="no worker holds it", lost=lost)
+        error = session_error(doing, why)
+        if found is not None:
+            error.tell_lost([(layer.n_kv_heads, 0) for layer in found.config.layers])
+        raise error
 
     def drop_session(self, session: bytes | str) -> None:
         """Ends a session on the cluster, whoever drives it."""
@@ -436,22 +449,12 @@ def _seconds(name: str, value: float) -> float:
     return seconds
 
 
-def _whole(state: session_pb2.SessionState) -> bool:
-    """Whether the holders that are told of have all of a session."""
-    told = [set[int]() for _ in state.config.layers]
-    for holder in state.holders:
-        for held in holder.layers:
-            if held.layer < len(told):
-                told[held.layer].update(held.groups)
-    return all(len(groups) == layer.n_kv_heads for groups, layer in zip(told, state.config.layers))
-
-
-def _silent(doing: str, workers: Sequence[session_pb2.SilentWorker], what: str) -> SessionError:
-    """The error of a session that workers which did not answer may hold."""
+def _silent(workers: Sequence[session_pb2.SilentWorker], lost: session_pb2.LostShards) -> session_pb2.SessionError:
+    """Why a session is lost that workers which did not answer may hold."""
+    what = "the session" if lost.all else "the rest of the session"
     others = "; nor did " + ", ".join(w.worker for w in workers[1:]) if len(workers) > 1 else ""
     message = f"it did not answer, and may hold {what}: {workers[0].error}{others}"
-    why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_LOST, message=message, holder=workers[0].worker)
-    return session_error(doing, why)
+    return session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_LOST, message=message, holder=workers[0].worker, lost=lost)
 
 
 def _duration(seconds: float) -> Duration:

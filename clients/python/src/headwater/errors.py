@@ -6,7 +6,8 @@ own doing, its timeout or a client that it has closed, or a fault of the softwar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -149,6 +150,20 @@ def job_error(job: coordinator_pb2.Job) -> JobError:
     return next((kind for codes, kind in kinds if code in codes), JobError)(job)
 
 
+@dataclass(frozen=True)
+class LostShards:
+    """Groups of a layer that no worker holds that answers, and with them the positions that the layer had.
+
+    layer      the layer
+    groups     its groups that are lost, ascending
+    positions  from 0 on, those included that had left the layer's window; 0 if the caller brought no receipt
+    """
+
+    layer: int
+    groups: tuple[int, ...]
+    positions: int
+
+
 class SessionError(HeadwaterError):
     """A call on a session that a holder or the coordinator answered with a reason, which decides about its class and kind. The
     session is as it was before, or the same call again makes it whole.
@@ -160,8 +175,13 @@ class SessionError(HeadwaterError):
     length       of BehindError, AheadError and DifferentError: positions that the holder has
     epoch        of StaleEpochError: the epoch that the holder has accepted
     truncations  of OtherTruncationsError: the holder's
+    lost         of LostError and UnknownSessionError: the shards that no worker holds that answers, ascending by layer. It is empty
+                 if there are none, or if nobody knows: a call by a session's id alone knows no layers of a session that no worker
+                 holds
     message      why, in one line
     """
+
+    lost: tuple[LostShards, ...]
 
     def __init__(self, doing: str, why: session_pb2.SessionError, holder: str = "") -> None:
         self.holder = why.holder or holder
@@ -171,8 +191,26 @@ class SessionError(HeadwaterError):
         self.length = why.length
         self.epoch = why.epoch
         self.truncations = why.truncations
+        self.lost = ()
+        self._lost = why.lost
         self.message = one_line(why.message) or session_pb2.SessionProblem.Name(why.problem)
-        super().__init__(": ".join(part for part in (doing, self.holder, self.message) if part))
+        self._text = ": ".join(part for part in (doing, self.holder, self.message) if part)
+        super().__init__(self._text)
+
+    def tell_lost(self, layers: Sequence[tuple[int, int]]) -> None:
+        """Says what is lost of a session whose layers have so many groups and positions."""
+        if not isinstance(self, (LostError, UnknownSessionError)):
+            return
+        told = {one.layer: one.groups for one in self._lost.layers}
+        found = []
+        for layer, (groups, positions) in enumerate(layers):
+            bits = told.get(layer, b"")
+            lost = tuple(g for g in range(groups) if self._lost.all or g // 8 < len(bits) and bits[g // 8] >> g % 8 & 1)
+            if lost:
+                found.append(LostShards(layer, lost, positions))
+        if found:
+            self.lost = tuple(found)
+            self.args = (f"{self._text}; lost: {_lost_text(self.lost)}",)
 
 
 class InvalidError(SessionError, RefusedError):
@@ -248,6 +286,49 @@ _problems: dict[int, type[SessionError]] = {
     session_pb2.SESSION_PROBLEM_LOST: LostError,
     session_pb2.SESSION_PROBLEM_BUSY: BusyError,
 }
+
+
+def _lost_text(lost: Sequence[LostShards]) -> str:
+    """In some words which shards are lost, as the Go client has it."""
+    shards, most = sum(len(one.groups) for one in lost), max(one.positions for one in lost)
+    named = [f"layer {one.layer} {_plural('group', len(one.groups))} {_runs(one.groups)}" for one in lost[:_LOST_NAMED]]
+    if (more := len(lost) - _LOST_NAMED) > 0:
+        named.append(f"{more} more {_plural('layer', more)}")
+    of = f" of {most} {_plural('position', most)}" if most else ""
+    return f"{shards} {_plural('shard', shards)}{of} ({', '.join(named)})"
+
+
+_LOST_NAMED = 3
+
+
+def _plural(word: str, n: int) -> str:
+    return word if n == 1 else word + "s"
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers, runs of them as FIRST-LAST."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def lost_of(found: session_pb2.SessionState) -> session_pb2.LostShards:
+    """What is lost of a session that a coordinator found: what no holder has that its epoch names."""
+    held: dict[int, set[int]] = {}
+    for holder in found.holders:
+        if not found.epoch.members or holder.name in found.epoch.members:
+            for of in holder.layers:
+                held.setdefault(of.layer, set()).update(of.groups)
+    lost = session_pb2.LostShards()
+    for i, layer in enumerate(found.config.layers):
+        groups = set(range(layer.n_kv_heads)) - held.get(i, set())
+        if groups:
+            lost.layers.add(layer=i, groups=sum(1 << g for g in groups).to_bytes((layer.n_kv_heads + 7) // 8, "little"))
+    return lost
 
 
 def session_error(doing: str, why: session_pb2.SessionError, holder: str = "") -> SessionError:

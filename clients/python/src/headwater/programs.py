@@ -1,13 +1,15 @@
-"""Where the program coord is, the environment that it starts in, and how it ends."""
+"""Where the program coord is, the environment that it starts in, how it ends, and what it answers."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import IO
 
-from .errors import HeadwaterError
+from .errors import HeadwaterError, one_line
 
 VARIABLE = "HEADWATER_COORD"
 BESIDE = str(Path(__file__).parent / "bin" / "coord")  # wheels have it there
@@ -48,3 +50,32 @@ def end(process: subprocess.Popen[bytes], patience: float) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def run(command: list[str], address: str, given: IO[bytes] | None = None, out: IO[bytes] | None = None) -> str:
+    """Runs the program on the cluster of a coordinator, and returns what it prints, or writes it to out."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [*command, "--quiet", "--coordinator", address],
+            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment(),
+        )  # fmt: skip
+        said = b""
+        with process:
+            try:
+                assert process.stdout is not None
+                if given is not None and process.stdin is not None:
+                    with process.stdin:
+                        shutil.copyfileobj(given, process.stdin)
+                if out is not None:
+                    shutil.copyfileobj(process.stdout, out)
+                else:
+                    said = process.stdout.read()
+            except BrokenPipeError:
+                pass  # it has ended early, and says why
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            errors.seek(0)
+            raise HeadwaterError(f"{' '.join(command[1:3])}: {one_line(errors.read().decode(errors='replace'))}")
+    return said.decode()

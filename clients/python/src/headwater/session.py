@@ -13,13 +13,13 @@ import secrets
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import Message
 
-from . import codecs, constants, options
+from . import codecs, constants, options, recovery
 from .codecs import CODECS, SessionCodec
 from .connection import Connection
 from .errors import (
@@ -28,6 +28,7 @@ from .errors import (
     HeadwaterError,
     InvalidError,
     ProtocolError,
+    SessionError,
     StaleEpochError,
     UnknownSessionError,
     session_error,
@@ -36,9 +37,13 @@ from .frames import FrameError
 from .lane import Response
 from .layer import Layer, Receipt
 from .plain_lane import PlainLane
+from .recovery import KeptRows
 from .steps import Attention, Piece, Step, Work, prepare
 from .together import Flight, batch
 from .v1 import session_pb2
+
+if TYPE_CHECKING:
+    from .client import Client
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -67,15 +72,17 @@ class Session:
         self,
         connection: Connection,
         id: bytes,
+        config: session_pb2.SessionConfig,
         layers: Sequence[Layer],
         state: session_pb2.SessionState,
         *,
         timeout: float | None,
         codec: SessionCodec,
         keep: bool,
-        owner: object,
+        owner: Client,
     ) -> None:
         self.id, self.layers, self.codec, self.timeout, self.keep = id, tuple(layers), codec, timeout, keep
+        self._config = config
         self._connection = connection
         self._owner = owner  # the client, which would close the connection if nobody had it
         self._chooser = codecs.Chooser()
@@ -174,11 +181,26 @@ class Session:
         )
         try:
             state = self._call(doing, "ForkSession", request, session_pb2.ForkSessionResponse).state
-            return Session(self._connection, child, self.layers, state, timeout=self.timeout, codec=self.codec, keep=keep, owner=self._owner)
+            return Session(
+                self._connection, child, self._config, self.layers, state, timeout=self.timeout, codec=self.codec, keep=keep, owner=self._owner
+            )
         except BaseException as e:
             if not isinstance(e, ExistsError):
                 abandon(self._connection, child, self.timeout, request.call)
             raise
+
+    def recover(self, rows: KeptRows | None = None, *, snapshot: str | os.PathLike[str] | None = None) -> Session:
+        """Makes a session like this one, which is lost in part or gone: with the same layers and positions, and so the same contexts
+        and receipts from there on.
+
+        rows(layer, start, count) supplies keys and values of a layer from a position on, as they were appended; it is called layer
+        by layer and ascending, for all positions, those of a prefix as well. snapshot is the path of a snapshot of the session, of
+        now or of an earlier time (docs/snapshot.md): then rows are asked only from its end on. If a row differs in any bit as it is
+        stored, a DifferentError is raised, and nothing of the new session stays. If it goes well, this session is closed, and what
+        workers still have of it is dropped. SessionError.lost says what was lost of it.
+        """
+        self._check_open()
+        return recovery.recover(self, self._owner, rows, snapshot)
 
     def pin(self, pinned: bool = True) -> None:
         """Keeps the session from being dropped for want of room or use, or no longer."""
@@ -206,6 +228,17 @@ class Session:
 
     # What follows is the session's own.
 
+    def _abandon(self) -> None:
+        """Drops what is left of it, whoever drives it; what can't be dropped ends by its TTL."""
+        abandon(self._connection, self.id, self.timeout, 0)
+        self._closed = True
+
+    def _known_hashes(self, layer: int) -> list[int] | None:
+        """The hashes of a layer's groups; None if a truncation is under way, of which they are not known."""
+        length, hashes = self._state[layer]
+        return hashes if length == self.length(layer) else None
+
+
     def _check_open(self) -> None:
         if self._closed:
             raise HeadwaterError(f"session {self.id.hex()} is closed")
@@ -214,7 +247,19 @@ class Session:
         return session_pb2.Epoch(counter=self._epoch, lane=self._connection.lane)
 
     def _call(self, doing: str, method: str, request: Message, answer: type[_Answer]) -> _Answer:
-        return self._connection.call(doing, f"SessionService/{method}", request, answer, self.timeout)
+        return self._call_within(self.timeout, doing, method, request, answer)
+
+    def _call_within(self, timeout: float | None, doing: str, method: str, request: Message, answer: type[_Answer]) -> _Answer:
+        try:
+            return self._connection.call(doing, f"SessionService/{method}", request, answer, timeout)
+        except SessionError as e:
+            self._explain(e)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
+        """Has the error of a call on this session say what is lost of it."""
+        if isinstance(error, SessionError):
+            error.tell_lost([(layer.n_kv_heads, self.length(i)) for i, layer in enumerate(self.layers)])
 
     def _cut(self, doing: str, position: int | None, timeout: float | None) -> None:
         """Cuts every layer to position, and to what this client knows to be there: what a failed step has left goes as well,
@@ -239,7 +284,7 @@ class Session:
         request, answer = self._cutting, session_pb2.TruncateSessionResponse
         assert request is not None
         try:
-            self._update(self._connection.call(doing, "SessionService/TruncateSession", request, answer, timeout).state)
+            self._update(self._call_within(timeout, doing, "TruncateSession", request, answer).state)
         except (FreedError, InvalidError):
             self._cutting = None  # nobody has done it
             raise

@@ -170,6 +170,7 @@ class _Batch:
                     self.settled.add(id(session))
                 work = self.prepared.pop(i, None) or session._prepare(step)
             except Exception as e:
+                session._explain(e)
                 self.errors.setdefault(i, e)
                 continue
             for piece in work.pieces:
@@ -242,6 +243,7 @@ class _Batch:
                 pause = max(pause, wait)
                 continue
             flight.session._failed(flight.request)
+            flight.session._explain(flight.error)
             self.errors.setdefault(flight.step, flight.error)
             ways.append(flight.way)
         if pause:

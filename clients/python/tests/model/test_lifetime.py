@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 import headwater
@@ -85,6 +86,34 @@ def test_at_the_end_of_the_process(cluster: str, hub: headwater.Client, end: str
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
     assert not hub.sessions().sessions
+
+
+def test_a_cache_that_is_lost_says_what_and_goes_on_anew(model: Any, tmp_path: Path) -> None:
+    """From a file, or from the tokens so far, on the worker that is left: the tokens are those of a cluster that lost nobody."""
+    inputs = prompt()
+    ids, known = inputs["input_ids"], inputs["attention_mask"]
+    greedy = {"do_sample": False, "max_new_tokens": 6}
+    with headwater.local(workers=2, memory="64MiB", threads=1) as cluster, cluster.client() as client:
+        with headwater.Cache(client, model) as whole:
+            want = model.generate(**inputs, cache=whole, do_sample=False, max_new_tokens=12)
+        cache = headwater.Cache(client, model)
+        half = model.generate(**inputs, cache=cache, **greedy)
+        cache.save(tmp_path / "half")
+        os.kill(cluster.processes["w1"], signal.SIGKILL)
+        more = {"input_ids": half, "attention_mask": torch.cat([known, torch.ones(len(ids), half.shape[1] - ids.shape[1], dtype=known.dtype)], 1)}
+        with pytest.raises(headwater.SessionError) as failed:
+            model.generate(**more, cache=cache, **greedy)
+        assert isinstance(failed.value, (headwater.LostError, headwater.UnknownSessionError))
+        lost = failed.value.lost
+        assert [(one.layer, len(one.groups), one.positions) for one in lost] == [(i, 1, half.shape[1] - 1) for i in range(2)]
+        with pytest.raises((headwater.LostError, headwater.UnknownSessionError)):
+            model.generate(**more, cache=cache, **greedy)
+        cache.close()
+        with headwater.Cache.load(client, model, tmp_path / "half") as loaded:
+            assert model.generate(**more, cache=loaded, **greedy).tolist() == want.tolist()
+        with headwater.Cache(client, model) as anew:
+            assert model.generate(**more, cache=anew, **greedy).tolist() == want.tolist()
+    cluster.log.unlink(missing_ok=True)  # which is kept, since a process was killed
 
 
 TAKES = """

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from .. import programs
 from ..client import Client
-from ..errors import HeadwaterError, one_line
 from ..layer import Receipt
 from .rows import Held, Row, distinct
 
@@ -66,7 +63,7 @@ def save(client: Client, path: str | os.PathLike[str], rows: Sequence[Row], colu
             archive.writestr(_HEAD, dump(rows, columns, model))
             for i, held in enumerate(distinct(rows)):
                 with archive.open(f"{i}.snapshot", "w", force_zip64=True) as member:
-                    _run([coord, "sessions", "snapshot", held.session.id.hex(), "-"], client, out=member)
+                    programs.run([coord, "sessions", "snapshot", held.session.id.hex(), "-"], client.address, out=member)
         os.replace(part, target)
     except BaseException:
         os.unlink(part)
@@ -81,7 +78,7 @@ def load(client: Client, path: str | os.PathLike[str]) -> State:
 
             def restore(i: int, _: Any) -> Any:
                 with archive.open(f"{i}.snapshot") as member:
-                    said = _run([coord, "sessions", "restore", "-", "--output", "json"], client, given=member)
+                    said = programs.run([coord, "sessions", "restore", "-", "--output", "json"], client.address, given=member)
                 return client.attach(json.loads(said)["id"], keep=False)
 
             return _state(archive.read(_HEAD).decode(), restore)
@@ -111,32 +108,3 @@ def _state(text: str, session: Callable[[int, Any], Any]) -> State:
             one.session.close()
         raise
     return State([Row(held[at], padding) for at, padding in places], columns, model)
-
-
-def _run(command: list[str], client: Client, given: IO[bytes] | None = None, out: IO[bytes] | None = None) -> str:
-    """Runs the program on a client's cluster, and returns what it prints, or writes it to out."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [*command, "--quiet", "--coordinator", client.address],
-            stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=programs.environment(),
-        )  # fmt: skip
-        said = b""
-        with process:
-            try:
-                assert process.stdout is not None
-                if given is not None and process.stdin is not None:
-                    with process.stdin:
-                        shutil.copyfileobj(given, process.stdin)
-                if out is not None:
-                    shutil.copyfileobj(process.stdout, out)
-                else:
-                    said = process.stdout.read()
-            except BrokenPipeError:
-                pass  # it has ended early, and says why
-            except BaseException:
-                process.kill()
-                raise
-        if process.returncode:
-            errors.seek(0)
-            raise HeadwaterError(f"{' '.join(command[1:3])}: {one_line(errors.read().decode(errors='replace'))}")
-    return said.decode()

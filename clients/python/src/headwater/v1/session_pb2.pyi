@@ -579,7 +579,7 @@ class StepResult(_message.Message):
     def __init__(self, error: _Optional[_Union[SessionError, _Mapping]] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., chain: _Optional[int] = ...) -> None: ...
 
 class SessionError(_message.Message):
-    __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder", "quota")
+    __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder", "quota", "lost")
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -589,6 +589,7 @@ class SessionError(_message.Message):
     GROUP_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
     problem: SessionProblem
     message: str
     layer: int
@@ -598,4 +599,21 @@ class SessionError(_message.Message):
     group: int
     holder: str
     quota: _worker_pb2.Quota
-    def __init__(self, problem: _Optional[_Union[SessionProblem, str]] = ..., message: _Optional[str] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., group: _Optional[int] = ..., holder: _Optional[str] = ..., quota: _Optional[_Union[_worker_pb2.Quota, _Mapping]] = ...) -> None: ...
+    lost: LostShards
+    def __init__(self, problem: _Optional[_Union[SessionProblem, str]] = ..., message: _Optional[str] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., group: _Optional[int] = ..., holder: _Optional[str] = ..., quota: _Optional[_Union[_worker_pb2.Quota, _Mapping]] = ..., lost: _Optional[_Union[LostShards, _Mapping]] = ...) -> None: ...
+
+class LostShards(_message.Message):
+    __slots__ = ("all", "layers")
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    all: bool
+    layers: _containers.RepeatedCompositeFieldContainer[LostLayer]
+    def __init__(self, all: bool = ..., layers: _Optional[_Iterable[_Union[LostLayer, _Mapping]]] = ...) -> None: ...
+
+class LostLayer(_message.Message):
+    __slots__ = ("layer", "groups")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    groups: bytes
+    def __init__(self, layer: _Optional[int] = ..., groups: _Optional[bytes] = ...) -> None: ...
