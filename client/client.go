@@ -45,7 +45,6 @@ type Client struct {
 	conns   *fanout.Conns
 	kept    rpc.Kept     // that to the coordinator
 	lane    *fanout.Lane // which drives the sessions
-	relayed bool         // no session is direct, since the client has a token, which no worker sees
 	closed  atomic.Bool
 	telling sync.WaitGroup // the coordinator of what this client has found
 }
@@ -56,7 +55,8 @@ type DialOptions struct {
 	// machines reach asks for one. Its files are read again when they change.
 	TLSDir string
 	// Token is the tenant's token, as `coord tenants add NAME` prints it, and TokenFile a file that has it, which is read again for
-	// each call; at most one is given. TLSDir then needs no certificate, only ca.crt. A client with a token has no direct sessions.
+	// each call; at most one is given. TLSDir then needs no certificate, only ca.crt. Workers never see the token: for direct sessions the
+	// client asks the coordinator for capabilities.
 	Token, TokenFile string
 	// Insecure lets plain text go to other machines: a cluster whose processes were started with --insecure.
 	Insecure bool
@@ -133,9 +133,10 @@ func dial(a address.Address, proxy string, security *rpc.Security, opts []grpc.D
 	conns := fanout.NewConns(security, opts...)
 	c := &Client{
 		address: a.String(), proxy: proxy, conn: conn, service: headwaterv1.NewCoordinatorServiceClient(conn), cluster: headwaterv1.NewClusterServiceClient(conn),
-		conns: conns, relayed: security.HasToken(), lane: fanout.NewLane(conns.NewName(), conns),
+		conns: conns, lane: fanout.NewLane(conns.NewName(), conns),
 	}
 	conns.Locate = c.locate
+	security.GrantBy(conn)
 	c.kept.Set(conns.Conns, rpc.Peer{Name: c.address, Address: c.address})
 	conns.OnLeave = c.tell
 	return c, nil

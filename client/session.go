@@ -154,9 +154,6 @@ func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.Crea
 	s := &Session{client: c, id: c.conns.NewName(), config: req.GetConfig(), codec: codec}
 	doing += " session " + s.id.String()
 	layers, err := layerproto.ReadSessionLayers(s.config.GetLayers())
-	if err == nil && direct {
-		err = c.mayDirect()
-	}
 	if err != nil {
 		return nil, wrong("%s: %w", doing, err)
 	}
@@ -180,14 +177,6 @@ func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.Crea
 	}
 	s.prefix = s.Len()
 	return s, nil
-}
-
-// mayDirect refuses direct sessions of a client that no worker knows.
-func (c *Client) mayDirect() error {
-	if c.relayed {
-		return errors.New("a direct session needs a client's certificate: workers know no tokens")
-	}
-	return nil
 }
 
 // abandonTimeout bounds the drop of a session that nobody will use; a session that can't be dropped ends by its TTL.
@@ -583,9 +572,6 @@ func (c *Client) Attach(ctx context.Context, id SessionID, opts AttachOptions) (
 func (c *Client) attach(ctx context.Context, id SessionID, opts AttachOptions) (*Session, error) {
 	if _, ok := stepCodecs[opts.Codec]; !ok {
 		return nil, wrong("codec %q is none of raw, exact, bf16, f16 and int8", string(opts.Codec))
-	}
-	if err := c.mayDirect(); err != nil && opts.Direct {
-		return nil, wrong("%w", err)
 	}
 	found, layers, err := c.findHolders(ctx, id)
 	if err != nil {

@@ -3,6 +3,7 @@ package sessions
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"headwater.example/coordinator/workers"
@@ -24,10 +26,11 @@ import (
 type Cluster struct {
 	headwaterv1.UnimplementedClusterServiceServer
 	*keeper
+	security *rpc.Security // which signs capabilities
 }
 
 // Cluster returns the service for who runs the cluster.
-func (r *Relay) Cluster() *Cluster { return &Cluster{keeper: r.copies} }
+func (r *Relay) Cluster() *Cluster { return &Cluster{keeper: r.copies, security: r.security} }
 
 // Copies implements headwater.v1.ClusterService.
 func (c *Cluster) Copies(_ context.Context, req *headwaterv1.CopiesRequest) (*headwaterv1.CopiesResponse, error) {
@@ -88,6 +91,17 @@ func (c *Cluster) WatchEvents(req *headwaterv1.WatchEventsRequest, stream grpc.S
 			return status.Error(codes.Unavailable, "the coordinator stops")
 		}
 	}
+}
+
+// GrantCapability implements headwater.v1.ClusterService.
+func (c *Cluster) GrantCapability(ctx context.Context, req *headwaterv1.GrantCapabilityRequest) (*headwaterv1.GrantCapabilityResponse, error) {
+	who := rpc.CallerOf(ctx)
+	signed, life, err := c.security.Grant(who, req.GetKey(), req.GetSession(), req.GetLife().AsDuration())
+	if err != nil {
+		return nil, err
+	}
+	c.log.Debug("a capability is granted", "tenant", who.Tenant, "session", fmt.Sprintf("%x", req.GetSession()))
+	return &headwaterv1.GrantCapabilityResponse{Capability: signed, Life: durationpb.New(life)}, nil
 }
 
 const (

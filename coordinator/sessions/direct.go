@@ -39,6 +39,7 @@ func NewDirect(address string, coordinator grpc.ClientConnInterface, security *r
 		coordinator: headwaterv1.NewSessionServiceClient(coordinator),
 	}
 	d.locate = d.askCoordinator
+	security.GrantBy(coordinator)
 	d.conns.OnLeave = d.tell
 	return d
 }

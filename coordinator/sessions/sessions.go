@@ -78,7 +78,7 @@ type Relay struct {
 	awaitUntil time.Time
 
 	copies   *keeper
-	security *rpc.Security
+	security *rpc.Security // nil is plain text within this machine
 	quotas   *quotas
 
 	mu       sync.Mutex

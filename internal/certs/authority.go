@@ -41,8 +41,8 @@ const (
 const (
 	AuthorityLife   = 10 * 365 * 24 * time.Hour
 	CertificateLife = 365 * 24 * time.Hour
-	// skew is how far clocks may be apart.
-	skew = 5 * time.Minute
+	// Skew is how far the clocks of a cluster may be apart.
+	Skew = 5 * time.Minute
 )
 
 // Authority is a cluster's certificate authority, kept in a folder. One process uses it at a time.
@@ -109,7 +109,7 @@ func newSigner(life time.Duration, now time.Time) (*signer, error) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: fmt.Sprintf("Headwater authority %s %x", now.UTC().Format("2006-01-02"), serial.Bytes()[:3])},
-		NotBefore: now.Add(-skew), NotAfter: now.Add(life),
+		NotBefore: now.Add(-Skew), NotAfter: now.Add(life),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -436,7 +436,7 @@ func (a *Authority) Again(issue bool) error {
 	}
 	for _, one := range all {
 		if issue {
-			_, err = a.issue(one.Holder, one.Folder, one.Expires.Sub(one.From)-skew)
+			_, err = a.issue(one.Holder, one.Folder, one.Expires.Sub(one.From)-Skew)
 		} else {
 			err = a.spread(one.Folder, one.Holder.Role)
 		}

@@ -161,6 +161,8 @@ const (
 	WrongRole        Reason = "wrong_role"        // it may not do what it asked for
 	WrongName        Reason = "wrong_name"        // it is another than it says
 	BadToken         Reason = "bad_token"         // its token is nobody's
+	BadCapability    Reason = "bad_capability"    // no coordinator that is trusted made its capability for it
+	WrongSession     Reason = "wrong_session"     // its capability is for another session
 	Handshake        Reason = "handshake"         // TLS did not come about
 	Crowded          Reason = "crowded"           // too many that are to be refused are there
 	ManyConnections  Reason = "many_connections"  // its address has as many connections as one may have
@@ -170,7 +172,7 @@ const (
 )
 
 // Reasons are all reasons.
-var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, Revoked, BadCertificate, WrongRole, WrongName, BadToken, Handshake, Crowded, ManyConnections, GossipPlain, GossipKey, GossipMalformed}
+var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, Revoked, BadCertificate, WrongRole, WrongName, BadToken, BadCapability, WrongSession, Handshake, Crowded, ManyConnections, GossipPlain, GossipKey, GossipMalformed}
 
 // Error is why a certificate is refused.
 type Error struct {

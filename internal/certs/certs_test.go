@@ -97,8 +97,8 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 	refused(t, trust, shown(t, read(t, issue(t, other, Client, "ann"))), d.now(), UnknownAuthority, `client ann is signed by "Headwater authority 2026-03-01 `)
 	refused(t, trust, ann, d.now().Add(CertificateLife+time.Second), Expired, "client ann expired at 2027-03-01 12:00:00Z, and here it is 2027-03-01 12:00:01Z")
 	refused(t, trust, ann, d.now().Add(-time.Hour), Expired, "a clock is wrong")
-	if _, err := trust.Verify(ann, d.now().Add(-skew)); err != nil {
-		t.Errorf("clocks may be %v apart: %v", skew, err)
+	if _, err := trust.Verify(ann, d.now().Add(-Skew)); err != nil {
+		t.Errorf("clocks may be %v apart: %v", Skew, err)
 	}
 	// Signed by the authority, and of nobody: the authority itself.
 	refused(t, trust, []*x509.Certificate{a.current.cert}, d.now(), BadCertificate, "says of nobody who it is")

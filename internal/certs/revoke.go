@@ -25,7 +25,7 @@ type revocations map[string]time.Time
 func (r revocations) revoked(cert *x509.Certificate) bool {
 	return slices.ContainsFunc(cert.URIs, func(u *url.URL) bool {
 		until, ok := r[u.String()]
-		return ok && !cert.NotBefore.Add(skew).After(until)
+		return ok && !cert.NotBefore.Add(Skew).After(until)
 	})
 }
 
@@ -109,11 +109,11 @@ func (a *Authority) writeRevoked(folder string) error {
 
 // begins is from when a certificate holds that is issued now to a holder: after what is revoked of its names.
 func (a *Authority) begins(h Holder) (time.Time, error) {
-	from := a.now().Add(-skew)
+	from := a.now().Add(-Skew)
 	all, err := readRevoked(filepath.Join(a.folder, RevokedFile))
 	for _, name := range h.Names {
-		if until, ok := all[Identity{h.Role, name}.String()]; ok && !from.Truncate(time.Second).Add(skew).After(until) {
-			from = until.Add(time.Second - skew)
+		if until, ok := all[Identity{h.Role, name}.String()]; ok && !from.Truncate(time.Second).Add(Skew).After(until) {
+			from = until.Add(time.Second - Skew)
 		}
 	}
 	return from, err

@@ -53,9 +53,6 @@ func (a *app) relay() *cobra.Command {
 		Example: `  coord relay --coordinator 10.0.0.1:7600 --listen unix:/run/headwater.sock
   coord relay --coordinator 10.0.0.1:7600 --listen 127.0.0.1:0`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if coordinator.token != "" {
-				return usage("--token-file: a relay speaks to workers, which know no tokens: give a client's certificate by --tls-dir")
-			}
 			if err := checkHedges(hedges); err != nil {
 				return err
 			}
@@ -63,6 +60,10 @@ func (a *app) relay() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if coordinator.token != "" && !at.IsLoopback() {
+				return usage("--token-file: everyone who reaches %s would be the token's tenant: a relay for other machines has a certificate of its own", at)
+			}
+			coordinator.security.token = coordinator.token
 			var plain *address.Address
 			if lanes != "" {
 				one, err := relayAddress("--lanes", lanes, false)
@@ -115,7 +116,7 @@ func dialCoordinator(coordinator remote, security *rpc.Security) (to address.Add
 	if err := security.Reaches(to, name != to.String()); err != nil {
 		return to, "", nil, usage("--coordinator: %w", err)
 	}
-	if conn, err = grpc.NewClient(to.Target(), append(options, security.Dial(rpc.Expectation{}))...); err != nil {
+	if conn, err = grpc.NewClient(to.Target(), append(options, security.Dial(rpc.Expectation{}), security.Sign(rpc.Expectation{}))...); err != nil {
 		return to, "", nil, fmt.Errorf("coordinator %s: %w", to, err)
 	}
 	return to, name, conn, nil

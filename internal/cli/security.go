@@ -13,6 +13,7 @@ import (
 	"headwater.example/internal/address"
 	"headwater.example/internal/certs"
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/tenants"
 )
 
 // securityFlags say how a process speaks to others.
@@ -20,6 +21,7 @@ type securityFlags struct {
 	folder   string
 	insecure bool
 	tenants  string // a coordinator's
+	token    string // file of a relay's user's, which is shown to the coordinator
 }
 
 func (f *securityFlags) flags(flags *pflag.FlagSet) {
@@ -29,7 +31,14 @@ func (f *securityFlags) flags(flags *pflag.FlagSet) {
 
 // open reads the certificates.
 func (f *securityFlags) open(log *slog.Logger) (*rpc.Security, error) {
-	s, err := rpc.NewSecurity(rpc.SecurityConfig{Folder: f.folder, Tenants: f.tenants, Insecure: f.insecure, Logger: log})
+	config := rpc.SecurityConfig{Folder: f.folder, Tenants: f.tenants, Insecure: f.insecure, Logger: log}
+	if f.token != "" {
+		if _, err := tenants.ReadToken(f.token); err != nil {
+			return nil, usage("--token-file: %w", err)
+		}
+		config.Token = func() (string, error) { return tenants.ReadToken(f.token) }
+	}
+	s, err := rpc.NewSecurity(config)
 	if err != nil {
 		return nil, usage("--tls-dir%s: %w", f.also(), err)
 	}

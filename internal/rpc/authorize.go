@@ -24,8 +24,9 @@ var allowed = map[certs.Role]map[string][]certs.Role{
 		clusterService:            {certs.Admin, certs.Coordinator},
 		clusterService + "Copies": {certs.Client, certs.Relay, certs.Coordinator, certs.Admin, certs.Worker},
 		// Of workers itself alone, as the coordinator sees to.
-		clusterService + "DrainWorker": {certs.Admin, certs.Coordinator, certs.Worker},
-		reflectionService:              {certs.Admin},
+		clusterService + "DrainWorker":     {certs.Admin, certs.Coordinator, certs.Worker},
+		clusterService + "GrantCapability": {certs.Client, certs.Admin},
+		reflectionService:                  {certs.Admin},
 	},
 	certs.Worker: {
 		workerService:     {certs.Coordinator},
@@ -66,12 +67,15 @@ func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, 
 	own := s.current().Holder.Role
 	c := callerOf(p)
 	token, shown := tokenOf(call.Header)
+	granted, is := capabilityOf(call.Header)
 	switch {
+	case is && own == certs.Worker && (c.refusal != nil && c.refusal.Reason == certs.NoCertificate || c.holder.Role == certs.Client):
+		return s.guardCapability(ctx, p, c, call, granted)
 	case shown && (c.refusal != nil && c.refusal.Reason == certs.NoCertificate || c.holder.Role == certs.Client):
 		return s.guardToken(ctx, p, c, call, token)
 	case c.refusal != nil:
-		if s.takesTokens() && c.refusal.Reason == certs.NoCertificate {
-			s.refuse(p.Addr.String(), c.refusal.Reason, c.refusal.Why) // not before: it might have shown a token
+		if (c.key != nil || s.takesTokens()) && c.refusal.Reason == certs.NoCertificate {
+			s.refuse(p.Addr.String(), c.refusal.Reason, c.refusal.Why) // not before: it might have shown a token or a capability
 		}
 		return ctx, status.Errorf(codes.Unauthenticated, "the %s refuses this client: %s", own, c.refusal.Why)
 	case c.holder.Role == "": // over a Unix socket

@@ -19,7 +19,10 @@ const tenantKey = "headwater-tenant"
 type Caller struct {
 	Tenant  string       // whose own is all that may be seen and done
 	Unbound bool         // or bound to no tenant
-	Holder  certs.Holder // of the certificate, if there is one
+	Holder  certs.Holder // of the certificate, the token or the capability, if there is one
+
+	Session *[16]byte // the only one that the caller's capability is for; nil is none or all: see Restrict
+	heldBy  *Security // which has verified that
 }
 
 // Anyone is bound to no tenant: whoever uses a server without certificates or by its Unix socket, and what a process does of its own

@@ -19,6 +19,8 @@ type Conns struct {
 
 	mu     sync.Mutex
 	conns  map[Peer]*Conn
+	renews bool   // the capability that workers are shown
+	told   string // the one that they were shown last
 	closed bool
 }
 
@@ -57,6 +59,10 @@ func (c *Conns) Use(to Peer) (*Conn, error) {
 		made, err := grpc.NewClient(target, append(c.options[:len(c.options):len(c.options)], c.security.Dial(expect(to)), c.security.Sign(expect(to)))...)
 		if err != nil {
 			return nil, fmt.Errorf("address %q: %w", to.Address, err)
+		}
+		if c.security.showsCapabilities(to) && !c.renews {
+			c.renews = true
+			c.pulses.tasks.Go(func() { c.renew(c.pulses.ctx) })
 		}
 		conn = &Conn{ClientConn: made, set: c, to: to}
 		c.conns[to] = conn

@@ -3,6 +3,7 @@ package rpc
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"headwater.example/internal/address"
+	"headwater.example/internal/capability"
 	"headwater.example/internal/certs"
 	"headwater.example/internal/tenants"
 )
@@ -35,7 +37,8 @@ type SecurityConfig struct {
 	Folder string
 	// Tenants is the file of tenants whose tokens a server takes in place of certificates; "" takes none.
 	Tenants string
-	// Token returns the token that a client shows its coordinator; nil is none. Then the folder needs no certificate.
+	// Token returns the token that a client shows its coordinator; nil is none. Then the folder needs no certificate. Workers are shown a
+	// capability, for which GrantBy says whom to ask.
 	Token func() (string, error)
 	// Insecure lets plain text go to other machines, and come from them.
 	Insecure bool
@@ -49,7 +52,8 @@ type SecurityConfig struct {
 //
 // A nil Security is plain text within this machine. Safe for concurrent use.
 type Security struct {
-	cfg SecurityConfig
+	cfg    SecurityConfig
+	wallet *wallet // of a client that has a token; else nil
 
 	mu      sync.Mutex
 	own     *certs.Own
@@ -61,7 +65,9 @@ type Security struct {
 	refused map[certs.Reason]uint64
 	said    map[certs.Reason]time.Time
 	crowd   int // connections of strangers
-	proven  int // connections that have shown a token and no certificate
+	proven  int // connections that have shown a token or a capability and no certificate
+
+	verifiedOnes map[[sha256.Size]byte]*capability.Signed // capabilities, by their hash, under the trust of now
 }
 
 // watched is how many files are looked at.
@@ -80,7 +86,10 @@ func NewSecurity(cfg SecurityConfig) (*Security, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Security{cfg: cfg, live: map[*securedConn]struct{}{}, refused: map[certs.Reason]uint64{}, said: map[certs.Reason]time.Time{}}
+	s := &Security{
+		cfg: cfg, live: map[*securedConn]struct{}{}, refused: map[certs.Reason]uint64{}, said: map[certs.Reason]time.Time{},
+		verifiedOnes: map[[sha256.Size]byte]*capability.Signed{},
+	}
 	switch {
 	case cfg.Folder == "" && cfg.Tenants != "":
 		return nil, errors.New("tokens are taken by TLS alone: give a certificate by --tls-dir")
@@ -98,7 +107,10 @@ func NewSecurity(cfg SecurityConfig) (*Security, error) {
 		return nil, err
 	}
 	s.looked = cfg.Now()
-	return s, nil
+	if cfg.Token != nil {
+		s.wallet, err = newWallet(cfg.Now)
+	}
+	return s, err
 }
 
 // read reads all files.
@@ -242,6 +254,7 @@ func (s *Security) current() *certs.Own {
 		return s.own
 	}
 	s.files, s.own, s.tenants, s.trouble = files, own, table, ""
+	clear(s.verifiedOnes)
 	s.cfg.Logger.Info("certificates were read again", "folder", s.cfg.Folder, "holder", own.Holder.String(), "expires", own.Expires(), "authorities", own.Trust.String())
 	for c := range s.live {
 		if s.doubtful(c) != "" {
@@ -256,6 +269,11 @@ func (s *Security) doubtful(c *securedConn) string {
 	if c.chain != nil {
 		if _, err := s.own.Trust.Verify(c.chain, s.cfg.Now()); err != nil {
 			return err.Error()
+		}
+	}
+	if c.grant != nil {
+		if _, err := s.own.Trust.Verify(c.grant.chain, s.cfg.Now()); err != nil {
+			return "who signed its capability is not believed any more: " + err.Error()
 		}
 	}
 	for hash := range c.tokens {

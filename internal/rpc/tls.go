@@ -3,6 +3,7 @@ package rpc
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"headwater.example/internal/capability"
 	"headwater.example/internal/certs"
 )
 
@@ -28,8 +30,9 @@ type securedConn struct {
 	ended atomic.Bool
 
 	// The security's lock guards what follows.
-	stranger bool                // it is to be refused, unless it shows a token
+	stranger bool                // it is to be refused, unless it shows a token or a capability
 	tokens   map[string]struct{} // hashes of those that its calls have shown
+	grant    *grant              // by the capabilities that its calls have shown; nil without
 }
 
 // keep makes a connection end when a certificate of the peer's expires.
@@ -48,12 +51,24 @@ func (s *Security) keep(conn net.Conn, chain []*x509.Certificate) *securedConn {
 	return c
 }
 
-// end closes a connection that was good before.
+// end closes a connection of a stranger, or one that was good before. One whose capability was renewed meanwhile goes on.
 func (c *securedConn) end() {
 	c.s.current()
 	c.s.mu.Lock()
-	why := cmp.Or(c.s.doubtful(c), "it has expired")
+	doubt, stranger := c.s.doubtful(c), c.stranger
+	if doubt == "" && c.grant != nil {
+		if left := c.grant.until.Sub(c.s.cfg.Now()); left > 0 {
+			c.timer.Reset(left)
+			c.s.mu.Unlock()
+			return
+		}
+	}
 	c.s.mu.Unlock()
+	if stranger {
+		_ = c.Close() // It is closed either way.
+		return
+	}
+	why := cmp.Or(doubt, "it has expired")
 	c.s.cfg.Logger.Info("a connection ends: what the peer has shown holds no more", "peer", c.RemoteAddr().String(), "error", why)
 	_ = c.Close() // It is closed either way.
 }
@@ -139,8 +154,10 @@ func (c clientCredentials) ClientHandshake(ctx context.Context, _ string, raw ne
 	}
 	var refusal *certs.Error
 	var chain []*x509.Certificate
-	own := c.s.current()
-	config := tlsConfig(own)
+	config := tlsConfig(c.s.current().Cert)
+	if c.to.Worker != "" && c.s.wallet != nil {
+		config = tlsConfig(c.s.wallet.key)
+	}
 	config.ServerName = certs.Coordinator.Host() // names nobody: see VerifyConnection
 	config.InsecureSkipVerify = true             // the library's check is of host names; this one is of authority, role and name
 	config.VerifyConnection = func(state tls.ConnectionState) error {
@@ -193,8 +210,9 @@ type serverCredentials struct{ s *Security }
 type caller struct {
 	credentials.AuthInfo
 	holder  certs.Holder
-	refusal *certs.Error // why each call is refused that shows no token
-	conn    *securedConn // nil in plain text
+	refusal *certs.Error       // why each call is refused that shows no token and no capability
+	conn    *securedConn       // nil in plain text
+	key     *[sha256.Size]byte // that the client has proven to have; nil without a certificate
 }
 
 func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -215,7 +233,7 @@ func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 		c.s.refuse(raw.RemoteAddr().String(), certs.Handshake, err.Error())
 		return nil, nil, err
 	}
-	config := tlsConfig(c.s.current())
+	config := tlsConfig(c.s.current().Cert)
 	// What is wrong with the client's certificate is said in words, to each of its calls: TLS has an alert for it at best.
 	config.ClientAuth = tls.RequestClientCert
 	conn := tls.Server(begun, config)
@@ -228,12 +246,16 @@ func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	if len(state.PeerCertificates) == 0 {
 		return c.nameless(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows no certificate: give it one by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
 	}
+	key := capability.KeyOf(state.PeerCertificates[0])
+	if capability.IsKey(state.PeerCertificates) && c.s.takesCapabilities() {
+		return c.admit(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows neither a certificate of the cluster's authority nor a capability"}, &key)
+	}
 	holder, refusal := c.s.verify(state.PeerCertificates)
 	if refusal != nil {
 		return c.stranger(conn, refusal)
 	}
 	kept := c.s.keep(conn, state.PeerCertificates)
-	return kept, caller{AuthInfo: credentials.TLSInfo{State: state, CommonAuthInfo: private()}, holder: holder, conn: kept}, nil
+	return kept, caller{AuthInfo: credentials.TLSInfo{State: state, CommonAuthInfo: private()}, holder: holder, conn: kept, key: &key}, nil
 }
 
 // The first bytes of a client.
@@ -245,7 +267,7 @@ const (
 // stranger lets a connection in for a moment, to be told why it is refused. It is none of those that a Flight counts.
 func (c serverCredentials) stranger(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
 	c.s.refuse(conn.RemoteAddr().String(), why.Reason, why.Why)
-	return c.admit(conn, why)
+	return c.admit(conn, why, nil)
 }
 
 // nameless lets in a connection by TLS without a certificate: its calls may show tokens. Without one in time it is a stranger's.
@@ -253,10 +275,10 @@ func (c serverCredentials) nameless(conn net.Conn, why *certs.Error) (net.Conn, 
 	if !c.s.takesTokens() {
 		return c.stranger(conn, why)
 	}
-	return c.admit(conn, why)
+	return c.admit(conn, why, nil)
 }
 
-func (c serverCredentials) admit(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
+func (c serverCredentials) admit(conn net.Conn, why *certs.Error, key *[sha256.Size]byte) (net.Conn, credentials.AuthInfo, error) {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -266,8 +288,8 @@ func (c serverCredentials) admit(conn net.Conn, why *certs.Error) (net.Conn, cre
 	}
 	s.crowd++
 	made := &securedConn{Conn: conn, s: s, stranger: true}
-	made.timer = time.AfterFunc(strangerTimeout, func() { _ = made.Close() }) // It is closed either way.
-	return made, caller{AuthInfo: plainInfo(), refusal: why, conn: made}, nil
+	made.timer = time.AfterFunc(strangerTimeout, made.end)
+	return made, caller{AuthInfo: plainInfo(), refusal: why, conn: made, key: key}, nil
 }
 
 func (c serverCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -295,10 +317,10 @@ func (c *begunConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-func tlsConfig(own *certs.Own) *tls.Config {
+func tlsConfig(own tls.Certificate) *tls.Config {
 	return &tls.Config{
-		Certificates: []tls.Certificate{own.Cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own.Cert, nil },
+		Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil },
 		// Connections last, so each begins anew; and a step's answer is to go in as few records as may be.
 		SessionTicketsDisabled: true, DynamicRecordSizingDisabled: true,
 	}

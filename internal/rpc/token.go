@@ -19,19 +19,20 @@ const (
 	bearer   = "Bearer "
 )
 
-// maxProven bounds the connections whose clients have a token and no certificate.
+// maxProven bounds the connections whose clients have a token, or a capability, and no certificate.
 const maxProven = 4096
 
-// Sign makes the calls of a connection to a coordinator, or to a relay, show the client's token, if it has one. Workers never see it.
+// Sign makes the calls of a connection to a coordinator, or to a relay, show the client's token, if it has one. Those to a worker show
+// the capability that it has for it: workers never see a token.
 func (s *Security) Sign(to Expectation) grpc.DialOption {
-	if s == nil || s.cfg.Token == nil || to.Worker != "" {
+	switch {
+	case s == nil || s.cfg.Token == nil:
 		return grpc.EmptyDialOption{}
+	case to.Worker != "":
+		return grpc.WithPerRPCCredentials(capabilityCredentials{s.wallet})
 	}
 	return grpc.WithPerRPCCredentials(tokenCredentials{s.cfg.Token})
 }
-
-// HasToken tells whether the client shows a token. It speaks to coordinators alone then.
-func (s *Security) HasToken() bool { return s != nil && s.cfg.Token != nil }
 
 type tokenCredentials struct{ token func() (string, error) }
 
@@ -109,13 +110,9 @@ func (s *Security) prove(c caller, peer, token string) (tenants.Tenant, error) {
 		return found, nil
 	}
 	if c.conn.stranger {
-		if s.proven >= maxProven {
-			return found, status.Errorf(codes.ResourceExhausted, "%d connections have clients with tokens, the most that are allowed", s.proven)
+		if err := s.settle(c.conn); err != nil {
+			return found, err
 		}
-		c.conn.stranger = false
-		s.crowd--
-		s.proven++
-		s.live[c.conn] = struct{}{}
 		c.conn.timer.Stop()
 	}
 	if c.conn.tokens == nil {
@@ -123,6 +120,21 @@ func (s *Security) prove(c caller, peer, token string) (tenants.Tenant, error) {
 	}
 	c.conn.tokens[hash] = struct{}{}
 	return found, nil
+}
+
+// settle makes a connection of a stranger one of somebody who is known. The lock is held.
+func (s *Security) settle(c *securedConn) error {
+	if !c.stranger {
+		return nil
+	}
+	if s.proven >= maxProven {
+		return status.Errorf(codes.ResourceExhausted, "%d connections have clients with tokens or capabilities, the most that are allowed", s.proven)
+	}
+	c.stranger = false
+	s.crowd--
+	s.proven++
+	s.live[c] = struct{}{}
+	return nil
 }
 
 // untrue refuses a call for its token.

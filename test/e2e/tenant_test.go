@@ -256,8 +256,30 @@ func TestATokenIsATenant(t *testing.T) {
 	if _, err := as["bob"].FindSession(g.ctx, s.ID()); !errors.Is(err, client.ErrNotFound) {
 		t.Errorf("another tenant finds it: %v", err)
 	}
-	if _, err := ann.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: true}); !errors.Is(err, client.ErrRefused) {
-		t.Errorf("a direct session with a token: %v", err)
+	direct, err := ann.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.step(direct, 0, 5)
+	if _, err := as["bob"].Attach(g.ctx, direct.ID(), client.AttachOptions{Direct: true}); !errors.Is(err, client.ErrNotFound) {
+		t.Errorf("another tenant attaches to it: %v", err)
+	}
+	relay := startRelay(t, c.Address(), "--tls-dir", folder, "--token-file", annFile, "--listen", socket(t))
+	relayed, err := client.Dial(relay.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer relayed.Close()
+	if s, err := relayed.OpenSession(g.ctx, client.SessionOptions{Layers: layers}); err != nil {
+		t.Errorf("by a relay: %v", err)
+	} else {
+		g.step(s, 0, 3)
+		if found, err := ann.FindSession(g.ctx, s.ID()); err != nil || found.Tenant != "ann" {
+			t.Errorf("the session of a relay is %+v: %v", found, err)
+		}
+		if err := s.Drop(g.ctx); err != nil {
+			t.Error(err)
+		}
 	}
 	by := func(token string, args ...string) said {
 		return coord(t, append(args, "--coordinator", c.Address(), "--tls-dir", folder, "--token-file", token)...)
@@ -281,6 +303,8 @@ func TestATokenIsATenant(t *testing.T) {
 	coord(t, "tenants", "remove", "ann", "--file", file).succeeds(t)
 	awaitReading(t, c, 1)
 	by(annFile, "status").fails(t, 4, "its token is no tenant's")
+	g.step(direct, 5, 6) // until its capability ends
+	by(opsFile, "sessions", "drop", direct.ID().String()).succeeds(t)
 	by(opsFile, "sessions", "drop", s.ID().String()).succeeds(t)
 	c.logs.mu.Lock()
 	defer c.logs.mu.Unlock()

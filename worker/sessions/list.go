@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -25,6 +26,9 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{s.Cache()}}
 	if !caller.Unbound {
 		veil(resp.Caches[0])
+	}
+	if caller.Session != nil && m.GetPrefix() != nil {
+		return nil, status.Error(codes.PermissionDenied, "the caller's capability is for one session, and prefixes are of all")
 	}
 	if m.GetCachesOnly() {
 		var err error
@@ -107,6 +111,9 @@ func (s *Service) asked(m *headwaterv1.ListSessionsRequest, caller rpc.Caller) (
 			return nil, err
 		}
 		after = &id
+	}
+	if caller.Session != nil {
+		return []kvcache.SessionID{*caller.Session}, nil
 	}
 	if caller.Unbound {
 		return s.m.Store.IDs(after, int(m.GetLimit()), nil), nil

@@ -55,7 +55,7 @@ func (s *Service) CreateSession(ctx context.Context, m *headwaterv1.CreateSessio
 	}
 	req := kvcache.CreateRequest{Tokens: m.GetTokens(), Call: m.GetCall(), Metered: metered(ctx)}
 	var err error
-	if req.Session, err = sessionID("session", m.GetSession()); err != nil {
+	if req.Session, err = namedID(ctx, "session", m.GetSession()); err != nil {
 		return nil, err
 	}
 	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
@@ -118,7 +118,7 @@ func (s *Service) ForkSession(ctx context.Context, m *headwaterv1.ForkSessionReq
 	if req.Epoch, err = readEpoch("epoch", m.GetEpoch()); err != nil {
 		return nil, err
 	}
-	if req.Child, err = sessionID("child", m.GetChild()); err != nil {
+	if req.Child, err = namedID(ctx, "child", m.GetChild()); err != nil {
 		return nil, err
 	}
 	if req.ChildEpoch, err = readEpoch("child_epoch", m.GetChildEpoch()); err != nil {
@@ -233,8 +233,20 @@ func (s *Service) own(ctx context.Context, field string, b []byte) (kvcache.Sess
 	return id, s.admit(ctx, id)
 }
 
+// namedID reads the id of a session, which the caller may name if it is bound to one.
+func namedID(ctx context.Context, field string, b []byte) (kvcache.SessionID, error) {
+	id, err := sessionID(field, b)
+	if err != nil {
+		return id, err
+	}
+	return id, rpc.CallerOf(ctx).Restrict(id)
+}
+
 func (s *Service) admit(ctx context.Context, id kvcache.SessionID) error {
 	caller := rpc.CallerOf(ctx)
+	if err := caller.Restrict(id); err != nil {
+		return err
+	}
 	if caller.Unbound {
 		return nil
 	}

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
@@ -50,7 +53,9 @@ func (s *Service) do(ctx context.Context, from session.LaneID, t *task) error {
 	if t.tooMany {
 		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.m.Name, maxQueuedTokens)
 	}
-	if err := s.admit(ctx, kvcache.SessionID(m.Session)); err != nil {
+	if err := s.admit(ctx, kvcache.SessionID(m.Session)); status.Code(err) == codes.PermissionDenied { // a step is answered with a reason
+		return invalidSession("%s", status.Convert(err).Message())
+	} else if err != nil {
 		return err
 	}
 	layer, groups, err := s.m.Store.Layer(kvcache.SessionID(m.Session), shard.Layer(m.Layer), m.At)

@@ -83,8 +83,13 @@ def test_a_token_stands_for_a_certificate(secured: tuple[str, str, Path], tmp_pa
     with headwater.Client(coordinator, timeout=60, tls=tmp_path, token="hwt_wrong") as nobody:
         with pytest.raises(headwater.HeadwaterError, match="its token is no tenant's"):
             nobody.sessions()
-    with pytest.raises(ValueError, match="direct needs a client's certificate"):
-        headwater.Client(coordinator, tls=tmp_path, token=token, direct=True)
+    for given in (token, file):
+        with headwater.Client(coordinator, timeout=60, tls=tmp_path, token=given, direct=True) as bob, bob.open(layers) as his:
+            his.step(0, np.ones((1, 4, 8), np.float32), v, v)
+            assert [s.tenant for s in bob.sessions().sessions] == ["bob"]
+            assert bob._relay is not None and token not in " ".join(bob._relay._command)
+            kept = Path(bob._relay._command[bob._relay._command.index("--token-file") + 1])
+            assert kept == file or kept.stat().st_mode & 0o777 == 0o600
     with pytest.raises(ValueError, match="it is sent by TLS alone"):
         headwater.Client(coordinator, tls="", token=token)
 

@@ -7,12 +7,14 @@
 package headwaterv1
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
-	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 )
 
 const (
@@ -645,11 +647,131 @@ func (x *Moves) GetSilent() []*SilentWorker {
 	return nil
 }
 
+// GrantCapabilityRequest asks for a capability.
+type GrantCapabilityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the public key of who is to show it, as a certificate has it (SubjectPublicKeyInfo in DER), 32 bytes. A worker takes the
+	// capability on connections on which the client has shown a certificate of that key, by whomever it is signed.
+	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// The only session that it is for, 16 bytes; empty is all of the tenant's.
+	Session []byte `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	// How long it is to hold, from 1 s to 10 minutes, which is the default.
+	Life          *durationpb.Duration `protobuf:"bytes,3,opt,name=life,proto3" json:"life,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrantCapabilityRequest) Reset() {
+	*x = GrantCapabilityRequest{}
+	mi := &file_headwater_v1_cluster_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrantCapabilityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrantCapabilityRequest) ProtoMessage() {}
+
+func (x *GrantCapabilityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_cluster_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrantCapabilityRequest.ProtoReflect.Descriptor instead.
+func (*GrantCapabilityRequest) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GrantCapabilityRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *GrantCapabilityRequest) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *GrantCapabilityRequest) GetLife() *durationpb.Duration {
+	if x != nil {
+		return x.Life
+	}
+	return nil
+}
+
+// GrantCapabilityResponse is a capability.
+type GrantCapabilityResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The capability, which each call to a worker shows as metadata headwater-capability-bin.
+	Capability []byte `protobuf:"bytes,1,opt,name=capability,proto3" json:"capability,omitempty"`
+	// How long it holds from now on.
+	Life          *durationpb.Duration `protobuf:"bytes,2,opt,name=life,proto3" json:"life,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrantCapabilityResponse) Reset() {
+	*x = GrantCapabilityResponse{}
+	mi := &file_headwater_v1_cluster_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrantCapabilityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrantCapabilityResponse) ProtoMessage() {}
+
+func (x *GrantCapabilityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_cluster_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrantCapabilityResponse.ProtoReflect.Descriptor instead.
+func (*GrantCapabilityResponse) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GrantCapabilityResponse) GetCapability() []byte {
+	if x != nil {
+		return x.Capability
+	}
+	return nil
+}
+
+func (x *GrantCapabilityResponse) GetLife() *durationpb.Duration {
+	if x != nil {
+		return x.Life
+	}
+	return nil
+}
+
 var File_headwater_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aheadwater/v1/session.proto\"#\n" +
+	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aheadwater/v1/session.proto\"#\n" +
 	"\rCopiesRequest\x12\x12\n" +
 	"\x04boot\x18\x01 \x01(\fR\x04boot\"\x8c\x02\n" +
 	"\x0eCopiesResponse\x12%\n" +
@@ -687,12 +809,22 @@ const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\fcopied_bytes\x18\x03 \x01(\x04R\vcopiedBytes\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\bR\x04done\x122\n" +
-	"\x06silent\x18\x06 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent2\xd1\x02\n" +
+	"\x06silent\x18\x06 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent\"s\n" +
+	"\x16GrantCapabilityRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x18\n" +
+	"\asession\x18\x02 \x01(\fR\asession\x12-\n" +
+	"\x04life\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04life\"h\n" +
+	"\x17GrantCapabilityResponse\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x01 \x01(\fR\n" +
+	"capability\x12-\n" +
+	"\x04life\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04life2\xb1\x03\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Copies\x12\x1b.headwater.v1.CopiesRequest\x1a\x1c.headwater.v1.CopiesResponse\x12T\n" +
 	"\vWatchEvents\x12 .headwater.v1.WatchEventsRequest\x1a!.headwater.v1.WatchEventsResponse0\x01\x12T\n" +
 	"\vDrainWorker\x12 .headwater.v1.DrainWorkerRequest\x1a!.headwater.v1.DrainWorkerResponse0\x01\x12N\n" +
-	"\tRebalance\x12\x1e.headwater.v1.RebalanceRequest\x1a\x1f.headwater.v1.RebalanceResponse0\x01B2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
+	"\tRebalance\x12\x1e.headwater.v1.RebalanceRequest\x1a\x1f.headwater.v1.RebalanceResponse0\x01\x12^\n" +
+	"\x0fGrantCapability\x12$.headwater.v1.GrantCapabilityRequest\x1a%.headwater.v1.GrantCapabilityResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
 	file_headwater_v1_cluster_proto_rawDescOnce sync.Once
@@ -706,41 +838,51 @@ func file_headwater_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_cluster_proto_rawDescData
 }
 
-var file_headwater_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
-var file_headwater_v1_cluster_proto_goTypes = []any{
-	(*CopiesRequest)(nil),         // 0: headwater.v1.CopiesRequest
-	(*CopiesResponse)(nil),        // 1: headwater.v1.CopiesResponse
-	(*Event)(nil),                 // 2: headwater.v1.Event
-	(*WatchEventsRequest)(nil),    // 3: headwater.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),   // 4: headwater.v1.WatchEventsResponse
-	(*DrainWorkerRequest)(nil),    // 5: headwater.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),   // 6: headwater.v1.DrainWorkerResponse
-	(*RebalanceRequest)(nil),      // 7: headwater.v1.RebalanceRequest
-	(*RebalanceResponse)(nil),     // 8: headwater.v1.RebalanceResponse
-	(*Moves)(nil),                 // 9: headwater.v1.Moves
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*SilentWorker)(nil),          // 11: headwater.v1.SilentWorker
-}
+var (
+	file_headwater_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+	file_headwater_v1_cluster_proto_goTypes  = []any{
+		(*CopiesRequest)(nil),           // 0: headwater.v1.CopiesRequest
+		(*CopiesResponse)(nil),          // 1: headwater.v1.CopiesResponse
+		(*Event)(nil),                   // 2: headwater.v1.Event
+		(*WatchEventsRequest)(nil),      // 3: headwater.v1.WatchEventsRequest
+		(*WatchEventsResponse)(nil),     // 4: headwater.v1.WatchEventsResponse
+		(*DrainWorkerRequest)(nil),      // 5: headwater.v1.DrainWorkerRequest
+		(*DrainWorkerResponse)(nil),     // 6: headwater.v1.DrainWorkerResponse
+		(*RebalanceRequest)(nil),        // 7: headwater.v1.RebalanceRequest
+		(*RebalanceResponse)(nil),       // 8: headwater.v1.RebalanceResponse
+		(*Moves)(nil),                   // 9: headwater.v1.Moves
+		(*GrantCapabilityRequest)(nil),  // 10: headwater.v1.GrantCapabilityRequest
+		(*GrantCapabilityResponse)(nil), // 11: headwater.v1.GrantCapabilityResponse
+		(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
+		(*SilentWorker)(nil),            // 13: headwater.v1.SilentWorker
+		(*durationpb.Duration)(nil),     // 14: google.protobuf.Duration
+	}
+)
+
 var file_headwater_v1_cluster_proto_depIdxs = []int32{
-	10, // 0: headwater.v1.CopiesResponse.looked:type_name -> google.protobuf.Timestamp
-	10, // 1: headwater.v1.Event.time:type_name -> google.protobuf.Timestamp
+	12, // 0: headwater.v1.CopiesResponse.looked:type_name -> google.protobuf.Timestamp
+	12, // 1: headwater.v1.Event.time:type_name -> google.protobuf.Timestamp
 	2,  // 2: headwater.v1.WatchEventsResponse.event:type_name -> headwater.v1.Event
 	9,  // 3: headwater.v1.DrainWorkerResponse.moves:type_name -> headwater.v1.Moves
 	9,  // 4: headwater.v1.RebalanceResponse.moves:type_name -> headwater.v1.Moves
-	11, // 5: headwater.v1.Moves.silent:type_name -> headwater.v1.SilentWorker
-	0,  // 6: headwater.v1.ClusterService.Copies:input_type -> headwater.v1.CopiesRequest
-	3,  // 7: headwater.v1.ClusterService.WatchEvents:input_type -> headwater.v1.WatchEventsRequest
-	5,  // 8: headwater.v1.ClusterService.DrainWorker:input_type -> headwater.v1.DrainWorkerRequest
-	7,  // 9: headwater.v1.ClusterService.Rebalance:input_type -> headwater.v1.RebalanceRequest
-	1,  // 10: headwater.v1.ClusterService.Copies:output_type -> headwater.v1.CopiesResponse
-	4,  // 11: headwater.v1.ClusterService.WatchEvents:output_type -> headwater.v1.WatchEventsResponse
-	6,  // 12: headwater.v1.ClusterService.DrainWorker:output_type -> headwater.v1.DrainWorkerResponse
-	8,  // 13: headwater.v1.ClusterService.Rebalance:output_type -> headwater.v1.RebalanceResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	13, // 5: headwater.v1.Moves.silent:type_name -> headwater.v1.SilentWorker
+	14, // 6: headwater.v1.GrantCapabilityRequest.life:type_name -> google.protobuf.Duration
+	14, // 7: headwater.v1.GrantCapabilityResponse.life:type_name -> google.protobuf.Duration
+	0,  // 8: headwater.v1.ClusterService.Copies:input_type -> headwater.v1.CopiesRequest
+	3,  // 9: headwater.v1.ClusterService.WatchEvents:input_type -> headwater.v1.WatchEventsRequest
+	5,  // 10: headwater.v1.ClusterService.DrainWorker:input_type -> headwater.v1.DrainWorkerRequest
+	7,  // 11: headwater.v1.ClusterService.Rebalance:input_type -> headwater.v1.RebalanceRequest
+	10, // 12: headwater.v1.ClusterService.GrantCapability:input_type -> headwater.v1.GrantCapabilityRequest
+	1,  // 13: headwater.v1.ClusterService.Copies:output_type -> headwater.v1.CopiesResponse
+	4,  // 14: headwater.v1.ClusterService.WatchEvents:output_type -> headwater.v1.WatchEventsResponse
+	6,  // 15: headwater.v1.ClusterService.DrainWorker:output_type -> headwater.v1.DrainWorkerResponse
+	8,  // 16: headwater.v1.ClusterService.Rebalance:output_type -> headwater.v1.RebalanceResponse
+	11, // 17: headwater.v1.ClusterService.GrantCapability:output_type -> headwater.v1.GrantCapabilityResponse
+	13, // [13:18] is the sub-list for method output_type
+	8,  // [8:13] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_cluster_proto_init() }
@@ -755,7 +897,7 @@ func file_headwater_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_cluster_proto_rawDesc), len(file_headwater_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

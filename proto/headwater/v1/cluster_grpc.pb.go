@@ -8,6 +8,7 @@ package headwaterv1
 
 import (
 	context "context"
+
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
@@ -19,10 +20,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	ClusterService_Copies_FullMethodName      = "/headwater.v1.ClusterService/Copies"
-	ClusterService_WatchEvents_FullMethodName = "/headwater.v1.ClusterService/WatchEvents"
-	ClusterService_DrainWorker_FullMethodName = "/headwater.v1.ClusterService/DrainWorker"
-	ClusterService_Rebalance_FullMethodName   = "/headwater.v1.ClusterService/Rebalance"
+	ClusterService_Copies_FullMethodName          = "/headwater.v1.ClusterService/Copies"
+	ClusterService_WatchEvents_FullMethodName     = "/headwater.v1.ClusterService/WatchEvents"
+	ClusterService_DrainWorker_FullMethodName     = "/headwater.v1.ClusterService/DrainWorker"
+	ClusterService_Rebalance_FullMethodName       = "/headwater.v1.ClusterService/Rebalance"
+	ClusterService_GrantCapability_FullMethodName = "/headwater.v1.ClusterService/GrantCapability"
 )
 
 // ClusterServiceClient is the client API for ClusterService service.
@@ -41,6 +43,9 @@ type ClusterServiceClient interface {
 	DrainWorker(ctx context.Context, in *DrainWorkerRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DrainWorkerResponse], error)
 	// Rebalance moves sessions, while they go on, from workers that hold more bytes than their weights say to those that hold fewer.
 	Rebalance(ctx context.Context, in *RebalanceRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RebalanceResponse], error)
+	// GrantCapability makes a capability, by which workers let in a client of the caller's tenant that they do not know. Since version
+	// 1.4. It is for clients with tokens; those with a certificate need none.
+	GrantCapability(ctx context.Context, in *GrantCapabilityRequest, opts ...grpc.CallOption) (*GrantCapabilityResponse, error)
 }
 
 type clusterServiceClient struct {
@@ -118,6 +123,16 @@ func (c *clusterServiceClient) Rebalance(ctx context.Context, in *RebalanceReque
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ClusterService_RebalanceClient = grpc.ServerStreamingClient[RebalanceResponse]
 
+func (c *clusterServiceClient) GrantCapability(ctx context.Context, in *GrantCapabilityRequest, opts ...grpc.CallOption) (*GrantCapabilityResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GrantCapabilityResponse)
+	err := c.cc.Invoke(ctx, ClusterService_GrantCapability_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServiceServer is the server API for ClusterService service.
 // All implementations must embed UnimplementedClusterServiceServer
 // for forward compatibility.
@@ -134,6 +149,9 @@ type ClusterServiceServer interface {
 	DrainWorker(*DrainWorkerRequest, grpc.ServerStreamingServer[DrainWorkerResponse]) error
 	// Rebalance moves sessions, while they go on, from workers that hold more bytes than their weights say to those that hold fewer.
 	Rebalance(*RebalanceRequest, grpc.ServerStreamingServer[RebalanceResponse]) error
+	// GrantCapability makes a capability, by which workers let in a client of the caller's tenant that they do not know. Since version
+	// 1.4. It is for clients with tokens; those with a certificate need none.
+	GrantCapability(context.Context, *GrantCapabilityRequest) (*GrantCapabilityResponse, error)
 	mustEmbedUnimplementedClusterServiceServer()
 }
 
@@ -147,14 +165,21 @@ type UnimplementedClusterServiceServer struct{}
 func (UnimplementedClusterServiceServer) Copies(context.Context, *CopiesRequest) (*CopiesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Copies not implemented")
 }
+
 func (UnimplementedClusterServiceServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
 }
+
 func (UnimplementedClusterServiceServer) DrainWorker(*DrainWorkerRequest, grpc.ServerStreamingServer[DrainWorkerResponse]) error {
 	return status.Error(codes.Unimplemented, "method DrainWorker not implemented")
 }
+
 func (UnimplementedClusterServiceServer) Rebalance(*RebalanceRequest, grpc.ServerStreamingServer[RebalanceResponse]) error {
 	return status.Error(codes.Unimplemented, "method Rebalance not implemented")
+}
+
+func (UnimplementedClusterServiceServer) GrantCapability(context.Context, *GrantCapabilityRequest) (*GrantCapabilityResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GrantCapability not implemented")
 }
 func (UnimplementedClusterServiceServer) mustEmbedUnimplementedClusterServiceServer() {}
 func (UnimplementedClusterServiceServer) testEmbeddedByValue()                        {}
@@ -228,6 +253,24 @@ func _ClusterService_Rebalance_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ClusterService_RebalanceServer = grpc.ServerStreamingServer[RebalanceResponse]
 
+func _ClusterService_GrantCapability_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GrantCapabilityRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).GrantCapability(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_GrantCapability_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).GrantCapability(ctx, req.(*GrantCapabilityRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClusterService_ServiceDesc is the grpc.ServiceDesc for ClusterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -238,6 +281,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Copies",
 			Handler:    _ClusterService_Copies_Handler,
+		},
+		{
+			MethodName: "GrantCapability",
+			Handler:    _ClusterService_GrantCapability_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

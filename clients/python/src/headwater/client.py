@@ -81,8 +81,6 @@ class Client:
         if hedge_share is not None and not 0 <= hedge_share <= 1:
             raise ValueError(f"hedge_share is {hedge_share}, must be from 0 to 1")
         security = Security(tls, insecure, token)
-        if direct and security.has_token:
-            raise ValueError("direct needs a client's certificate: workers know no tokens")
         self._coordinator = Connection(address, proxy=proxy, security=security)
         self.address = self._coordinator.address
         self.timeout = None if timeout is None else options.number("timeout", timeout)

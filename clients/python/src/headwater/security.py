@@ -6,7 +6,10 @@ import ipaddress
 import os
 import re
 import socket
+import tempfile
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -49,17 +52,13 @@ class Security:
         if token is None and self.folder and os.environ.get(_TOKEN):
             token = Path(os.environ[_TOKEN])
         self._token = token
+        self._kept: str | None = None  # path of a file of it, once a program needs one
         if token is not None:
             if not self.folder:
                 raise ValueError(f"token: it is sent by TLS alone: give the folder of ca.crt by tls= ({_FOLDER})")
             self._read_token()
         if self.folder:
             self.stamp()
-
-    @property
-    def has_token(self) -> bool:
-        """Whether the client shows a token. No worker knows it."""
-        return self._token is not None
 
     def _read_token(self) -> str:
         """The token now: a path is read again each time."""
@@ -111,9 +110,28 @@ class Security:
 
     def flags(self) -> list[str]:
         """The flags that have a program speak in the same way."""
-        if self.folder:
-            return ["--tls-dir", self.folder]
-        return ["--insecure"] if self.insecure else []
+        if not self.folder:
+            return ["--insecure"] if self.insecure else []
+        flags = ["--tls-dir", self.folder]
+        return flags if self._token is None else [*flags, "--token-file", self._token_file()]
+
+    def _token_file(self) -> str:
+        """A file of the token, for a program: one that this user alone may read and that goes with this object, unless there is one."""
+        if isinstance(self._token, os.PathLike):
+            return os.fspath(self._token)
+        if self._kept is None:
+            made, self._kept = tempfile.mkstemp(prefix="headwater-token-")
+            weakref.finalize(self, _remove, self._kept, os.getpid())
+            with os.fdopen(made, "w", encoding="ascii") as file:
+                file.write(self._read_token())
+        return self._kept
+
+
+def _remove(path: str, owner: int) -> None:
+    """Removes a file that a process has made; not in a child of its fork."""
+    if os.getpid() == owner:
+        with suppress(OSError):
+            os.unlink(path)
 
 
 def _remote(host: str, proxied: bool) -> bool:
