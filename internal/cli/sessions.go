@@ -18,7 +18,7 @@ import (
 func (a *app) sessions() *cobra.Command {
 	return group("sessions", "List, show and drop sessions, and carry them elsewhere",
 		"  coord sessions list\n  coord sessions show 7f3c90\n  coord sessions snapshot 7f3c90 story.snapshot\n  coord sessions restore story.snapshot",
-		a.sessionsList(), a.sessionsShow(), a.sessionsDrop(), a.sessionsSnapshot(), a.sessionsRestore())
+		a.sessionsList(), a.sessionsShow(), a.sessionsDrop(), a.sessionsSnapshot(), a.sessionsRestore(), a.sessionsKey())
 }
 
 // sessionView is a session as scripts read it.
