@@ -313,6 +313,10 @@ func TestATakeIsAboveAHolderThatWasLeftOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	sleeper := rpc.Peer{Name: p.holding.Holders()[1].Name, Address: p.holding.Holders()[1].Address}
+	for changed := p.conns.Pulse(); p.conns.Silent(sleeper); changed = p.conns.Pulse() {
+		<-changed
+	}
 	p.conns.Locate = func(context.Context, [16]byte) (*fanout.Holding, error) { return p.current(t), nil }
 	lane := [16]byte{9}
 	counter := p.state(t, 0).GetEpoch().GetCounter() + 1
