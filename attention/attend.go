@@ -40,6 +40,8 @@ type Item struct {
 	Query   Query
 	Options Options
 	Output  Output
+	// Apart, unless it is nil, gets parts of the answer in the place of Output.
+	Apart *Apart
 }
 
 // ItemError says which of the items of AttendAll failed. Err is what Attend would have returned.
@@ -72,7 +74,7 @@ const (
 	// parts of rows whose splits are shared out.
 	blockRows = 64
 	partBytes = 4 << 20
-	splitLen  = SplitPages * PageLen
+	splitLen  = SplitLen
 )
 
 // Attend writes the context and LSE of every token and head, as docs/numerics.md specifies, on at most that many threads, which
@@ -155,10 +157,11 @@ type limits struct {
 // call is one item of a batch. A row is one token of one head, rows are numbered as Query.Q holds them.
 type call struct {
 	limits
-	kv   KV
-	q    Query
-	opts Options
-	out  Output
+	kv    KV
+	q     Query
+	opts  Options
+	out   Output
+	apart *Apart // what is asked for in the place of out, or nil
 
 	// Its tasks are blocks of size rows, or if cut the splits of these blocks, each with parts of its own. A wave is as many
 	// splits as there is room for, wave of them from split first on. The last split of a block to end merges its wave into
@@ -186,7 +189,11 @@ func (c *call) check() error {
 	if !shaped(len(q.Q), q.Tokens, q.Heads, l.headDim) {
 		return fmt.Errorf("q has %d elements, not %d tokens × %d heads × head_dim %d", len(q.Q), q.Tokens, q.Heads, l.headDim)
 	}
-	if !shaped(len(c.out.Context), q.Tokens, q.Heads, l.vDim) || !shaped(len(c.out.LSE), q.Tokens, q.Heads, 1) {
+	if c.apart != nil {
+		if err := c.checkApart(); err != nil {
+			return err
+		}
+	} else if !shaped(len(c.out.Context), q.Tokens, q.Heads, l.vDim) || !shaped(len(c.out.LSE), q.Tokens, q.Heads, 1) {
 		return fmt.Errorf("room for %d elements of context and %d of LSE, not %d tokens × %d heads × v_dim %d",
 			len(c.out.Context), len(c.out.LSE), q.Tokens, q.Heads, l.vDim)
 	}
@@ -290,6 +297,9 @@ func (c *call) splits() int { return (pagesOf(c.kv.Len) + SplitPages - 1) / Spli
 
 // tasks returns how many tasks the call has.
 func (c *call) tasks() int {
+	if c.apart != nil {
+		return c.blocks() * len(c.apart.Parts)
+	}
 	if c.cut {
 		return c.blocks() * c.wave
 	}
@@ -298,7 +308,11 @@ func (c *call) tasks() int {
 
 // work returns the multiply-adds of so many rows, if they see everything.
 func (c *call) work(rows int) float64 {
-	return float64(rows) * float64(c.kv.Len) * float64(c.kv.Layout.headDim+c.kv.Layout.vDim)
+	positions := c.kv.Len
+	if c.apart != nil {
+		positions = min(positions, len(c.apart.Parts)*splitLen)
+	}
+	return float64(rows) * float64(positions) * float64(c.kv.Layout.headDim+c.kv.Layout.vDim)
 }
 
 // mostRows returns how many rows a block has at most.
@@ -336,6 +350,9 @@ func (c *call) part(block, split, rows int) parts {
 
 func (c *call) task(ctx context.Context, t *Thread, i int) error {
 	split := -1
+	if c.apart != nil {
+		return c.apartTask(ctx, t, i)
+	}
 	if c.cut {
 		i, split = i/c.wave, c.first+i%c.wave
 	}
@@ -360,6 +377,21 @@ func (c *call) task(ctx context.Context, t *Thread, i int) error {
 	if end == c.splits() {
 		b.finish(total)
 	}
+	return nil
+}
+
+// apartTask leaves one of the splits that are asked for, of one block.
+func (c *call) apartTask(ctx context.Context, t *Thread, i int) error {
+	n := len(c.apart.Parts)
+	block, i := c.blocks()-1-i/n, i%n
+	b := &t.block
+	b.enter(t, c, c.size)
+	b.begin(block*c.size, min(c.size, c.rows()-block*c.size))
+	part := b.split.of(0, b.n)
+	if err := b.oneSplit(ctx, c.apart.First+i*c.apart.Step, part); err != nil {
+		return err
+	}
+	b.leave(part, i)
 	return nil
 }
 

@@ -28,7 +28,7 @@ func (b *batch) take(l limits, items []Item) error {
 	}
 	for i := range items {
 		c, in := b.calls[i], &items[i]
-		c.limits, c.kv, c.q, c.opts, c.out = l, in.KV, in.Query, in.Options, in.Output
+		c.limits, c.kv, c.q, c.opts, c.out, c.apart = l, in.KV, in.Query, in.Options, in.Output, in.Apart
 		if err := c.check(); err != nil {
 			return &ItemError{Item: i, Err: fmt.Errorf("attend: %w", err)}
 		}
@@ -39,7 +39,7 @@ func (b *batch) take(l limits, items []Item) error {
 // forget drops what belongs to the caller.
 func (b *batch) forget() {
 	for _, c := range b.calls[:b.n] {
-		c.kv, c.q, c.opts, c.out, c.firstError = KV{}, Query{}, Options{}, Output{}, nil
+		c.kv, c.q, c.opts, c.out, c.apart, c.firstError = KV{}, Query{}, Options{}, Output{}, nil, nil
 	}
 }
 
@@ -107,7 +107,7 @@ func (b *batch) cut(threads int, total float64) {
 	calls := b.calls[:b.n]
 	tasks := 0
 	for _, c := range calls {
-		c.cut = c.splits() > 1 && c.work(c.size)*finePieces*float64(threads) > total
+		c.cut = c.apart == nil && c.splits() > 1 && c.work(c.size)*finePieces*float64(threads) > total
 		c.first, c.wave = 0, c.splits()
 		tasks += c.tasks()
 	}

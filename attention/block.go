@@ -284,8 +284,8 @@ func (b *block) at(heads, head, token, positions int) int {
 	return (head*b.q.Tokens + token) * positions
 }
 
-// seesAny says whether row r sees any position: a row without a score tells by it whether its scores overflowed.
-func (b *block) seesAny(r int) bool {
+// seesAny says whether row r sees any of the positions [from, to): a row without a score tells by it whether its scores overflowed.
+func (b *block) seesAny(r, from, to int) bool {
 	token, head := (b.first+r)/b.q.Heads, (b.first+r)%b.q.Heads
 	var bias []float32
 	if b.q.BiasHeads != 0 {
@@ -296,7 +296,7 @@ func (b *block) seesAny(r int) bool {
 		n := b.kv.Len - b.q.MaskFrom
 		mask = b.q.Mask[b.at(b.q.MaskHeads, head, token, n):][:n]
 	}
-	for t := b.low[r]; t < b.end[r]; t++ {
+	for t := max(b.low[r], from); t < min(b.end[r], to); t++ {
 		hidden := bias != nil && bias[t] == negInf || mask != nil && t >= b.q.MaskFrom && mask[t-b.q.MaskFrom] == 0
 		if !hidden {
 			return true
@@ -320,15 +320,11 @@ func (b *block) finish(total parts) {
 	for r := range b.n {
 		row := b.first + r
 		token, head := row/b.q.Heads, b.q.FirstHead+row%b.q.Heads
-		if total.m[r] == negInf && b.seesAny(r) {
-			b.fail(row, &RowError{Head: head, Token: token, Rule: "all scores overflow to -Inf"})
+		if total.m[r] == negInf && b.seesAny(r, 0, b.kv.Len) {
+			b.fail(row, &RowError{Head: head, Token: token, Rule: overflows})
 			continue
 		}
-		if len(b.opts.Sinks) != 0 {
-			clear(b.o)
-			total.merge(b.kernel, r, b.opts.Sinks[head], 1, b.o)
-		}
-		if rule := total.finish(b.kernel, r, b.out.Context[row*vDim:][:vDim]); rule != "" {
+		if rule := total.end(b.kernel, r, head, b.opts.Sinks, b.o, b.out.Context[row*vDim:][:vDim]); rule != "" {
 			b.fail(row, &RowError{Head: head, Token: token, Rule: rule})
 		}
 	}

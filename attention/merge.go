@@ -61,6 +61,19 @@ func (p parts) mergeAll(k *kernel, next parts) {
 	}
 }
 
+// overflows is the rule that a row breaks which sees positions and has no score.
+const overflows = "all scores overflow to -Inf"
+
+// end brings the head's sink into row r, if there are sinks, and writes the row's context, or says what is not finite in it. Zero is room
+// for v_dim elements.
+func (p parts) end(k *kernel, r, head int, sinks, zero, context []float32) (rule string) {
+	if len(sinks) != 0 {
+		clear(zero)
+		p.merge(k, r, sinks[head], 1, zero)
+	}
+	return p.finish(k, r, context)
+}
+
 // finish writes the context [vDim] of row r, or says what is not finite in it.
 func (p parts) finish(k *kernel, r int, context []float32) (rule string) {
 	m, l := p.m[r], p.l[r]
