@@ -2,8 +2,10 @@ package attention
 
 import "fmt"
 
-// SplitLen is how many positions a split has: split s is [2048s, 2048s+2048).
-const SplitLen = SplitPages * PageLen
+// SplitLen is how many positions a split has, SplitPages pages: split s is [2048s, 2048s+2048).
+const SplitLen = 2048
+
+var _ = [1]struct{}{}[SplitLen-SplitPages*PageLen] // one can't be changed without the other
 
 // Part is what the rows of a query have of one split, before it is brought together with the others: the largest score m of each
 // row, the sum l of exp(score − m), and o, the sum of the values so weighted. Where a row sees nothing of the split, m is −Inf and o

@@ -89,6 +89,12 @@ type SessionOptions struct {
 	// left.
 	Replicas int
 
+	// Stripes is in how many stripes each group of a layer without a left window is held, at most 64; 0 and 1 are none. With stripes
+	// more workers than there are groups hold a layer: of each group's splits of 2,048 positions, stripe i of n has those whose number
+	// is i modulo n. The bits are the same. Each step goes to all workers of its layer, and parts of contexts come back in the place
+	// of contexts: that pays for long sequences of few groups, and not for short ones.
+	Stripes int
+
 	Direct bool  // speak to the workers and not through the coordinator
 	Codec  Codec // how contexts come back
 
@@ -207,13 +213,17 @@ func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
 	if o.Replicas != 0 {
 		config.Replicas = proto.Uint32(uint32(min(max(o.Replicas, 0), shard.MaxReplicas+1)))
 	}
+	layers := make([]shard.LayerSpec, len(o.Layers))
 	for i := range o.Layers {
-		spec, err := o.Layers[i].spec()
-		if err != nil {
+		var err error
+		if layers[i], err = o.Layers[i].spec(); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
-		config.Layers = append(config.Layers, layerproto.SessionLayer(&spec))
 	}
+	if err := inStripes(layers, o.Stripes); err != nil {
+		return nil, err
+	}
+	config.Layers = layerproto.SessionLayers(layers)
 	return config, nil
 }
 
@@ -248,7 +258,7 @@ func (s *Session) update(state *headwaterv1.SessionState) error {
 	}
 	next := make([]held, len(layers))
 	for i, l := range state.GetLayers() {
-		if int(l.GetLayer()) != i || len(l.GetHashes()) != layers[i].KVHeads || l.GetLength() > math.MaxInt64 {
+		if int(l.GetLayer()) != i || len(l.GetHashes()) != layers[i].Shards() || l.GetLength() > math.MaxInt64 {
 			return fmt.Errorf("layer %d of length %d with %d hashes is no state of layer %d", l.GetLayer(), l.GetLength(), len(l.GetHashes()), i)
 		}
 		next[i] = held{length: l.GetLength(), hashes: l.GetHashes(), chain: l.GetChain()}
@@ -533,7 +543,7 @@ type Receipt struct {
 // LayerReceipt is the receipt of one layer.
 type LayerReceipt struct {
 	Length uint64   `json:"length"`
-	Hashes []uint64 `json:"hashes"` // chained, by group
+	Hashes []uint64 `json:"hashes"` // chained, by group; of a layer in stripes by group and stripe
 }
 
 // Receipt returns the session's current receipt, for Attach.

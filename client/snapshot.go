@@ -16,6 +16,7 @@ import (
 	"headwater.example/internal/session/fanout"
 	"headwater.example/internal/snapshot"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -146,6 +147,7 @@ func (s *Session) header(ctx context.Context) (*snapshot.Header, error) {
 	for i := range layers {
 		l, state := &layers[i], found.GetLayers()[i]
 		one := snapshot.Layer{LayerSpec: *l, First: state.GetFirst(), Length: s.layers[i].length}
+		one.Stripes = 0 // how it is held is not a part of what it is
 		if int(state.GetLayer()) != i || one.First > one.Length || state.GetLength() < one.Length {
 			return nil, errChanged
 		}
@@ -181,10 +183,11 @@ func (s *Session) write(ctx context.Context, header *snapshot.Header, w io.Write
 		told = layer
 	}
 	total, done := header.Bytes(), int64(0)
-	hashes := make([][]uint64, len(header.Layers))
+	held := s.place.Holding().Layers()
+	chains, sums := make([][]uint64, len(header.Layers)), sumsOf(held)
 	for i, l := range header.Layers {
-		hashes[i] = make([]uint64, l.KVHeads)
-		copy(hashes[i], l.Before)
+		chains[i] = make([]uint64, held[i].Shards())
+		copy(chains[i], l.Before)
 	}
 	var block snapshot.Block
 	for {
@@ -196,13 +199,18 @@ func (s *Session) write(ctx context.Context, header *snapshot.Header, w io.Write
 		if layer != told && start < known {
 			n = int(min(uint64(n), known-start))
 		}
-		l, before := &header.Layers[layer], slices.Clone(hashes[layer])
-		if err := s.read(ctx, &block, l, layer, int(start), n, layer == told, hashes[layer]); err != nil {
+		before := slices.Clone(chains[layer])
+		if err := s.read(ctx, &block, layer, int(start), n, layer == told, chains[layer]); err != nil {
 			return err
 		}
 		if ids := len(block.Tokens); ids > 0 && ids < n {
-			copy(hashes[layer], before)
-			if err := s.read(ctx, &block, l, layer, int(start), ids, true, hashes[layer]); err != nil {
+			copy(chains[layer], before)
+			if err := s.read(ctx, &block, layer, int(start), ids, true, chains[layer]); err != nil {
+				return err
+			}
+		}
+		if sums[layer] != nil {
+			if err := sums[layer].add(&block); err != nil {
 				return err
 			}
 		}
@@ -219,17 +227,20 @@ func (s *Session) write(ctx context.Context, header *snapshot.Header, w io.Write
 	}
 	after := make([][]uint64, len(s.layers))
 	for i := range s.layers {
-		after[i] = s.layers[i].hashes
-		if !slices.Equal(after[i], hashes[i]) {
+		if after[i] = chains[i]; !slices.Equal(s.layers[i].hashes, chains[i]) {
 			return errChanged
+		}
+		if sums[i] != nil {
+			after[i] = hashes(sums[i].groups)
 		}
 	}
 	return out.Close(after)
 }
 
-// read fills a block with n positions of all groups. hashes [n_kv_heads] are those before the block, and become those
-// after it.
-func (s *Session) read(ctx context.Context, b *snapshot.Block, l *snapshot.Layer, layer, start, n int, tokens bool, hashes []uint64) error {
+// read fills a block with n positions of all groups. hashes [n_kv_heads], or [shards] of a layer in stripes, are those before the
+// block, and become those after it.
+func (s *Session) read(ctx context.Context, b *snapshot.Block, layer, start, n int, tokens bool, hashes []uint64) error {
+	l := &s.place.Holding().Layers()[layer]
 	kRow, vRow := l.Layout.KRowBytes(), l.Layout.VRowBytes()
 	*b = snapshot.Block{
 		Layer: layer, Start: uint64(start), Positions: n,
@@ -252,10 +263,14 @@ func (s *Session) read(ctx context.Context, b *snapshot.Block, l *snapshot.Layer
 		if group == 0 && len(b.Tokens) == in {
 			b.Tokens = append(b.Tokens, m.GetTokens()...)
 		}
-		if m.GetHashBefore() != hashes[group] {
+		shard := group
+		if l.Striped() {
+			shard = group*l.Stripes + int(m.GetStart()/attention.SplitLen)%l.Stripes
+		}
+		if m.GetHashBefore() != hashes[shard] {
 			return errChanged
 		}
-		hashes[group] = m.GetHashAfter()
+		hashes[shard] = m.GetHashAfter()
 		return nil
 	})
 }
@@ -277,6 +292,7 @@ type RestoreOptions struct {
 	SendF32 bool   // see SessionOptions
 
 	Unshared bool // see SessionOptions
+	Stripes  int  // see SessionOptions
 	// Progress receives the bytes of keys and values; it may be nil.
 	Progress func(done, total int64)
 }
@@ -311,7 +327,10 @@ func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("restore a session: %w", err)
 	}
-	req := begin(in.Header(), opts.Name)
+	req, err := begin(in.Header(), opts.Name, opts.Stripes)
+	if err != nil {
+		return nil, fmt.Errorf("restore a session: %w", err)
+	}
 	req.Config.Unshared = opts.Unshared
 	if first != nil {
 		// As many as a coordinator needs to place the session where others look for its prefix.
@@ -329,7 +348,7 @@ func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 }
 
 // begin asks for a session that begins as the snapshot's session does.
-func begin(h *snapshot.Header, name string) *headwaterv1.CreateSessionRequest {
+func begin(h *snapshot.Header, name string, stripes int) (*headwaterv1.CreateSessionRequest, error) {
 	config := &headwaterv1.SessionConfig{Name: h.Name, Tenant: h.Tenant, Model: h.Model}
 	if name != "" {
 		config.Name = name
@@ -338,12 +357,17 @@ func begin(h *snapshot.Header, name string) *headwaterv1.CreateSessionRequest {
 		config.Ttl = durationpb.New(h.TTL)
 	}
 	req := &headwaterv1.CreateSessionRequest{Config: config}
+	layers := make([]shard.LayerSpec, len(h.Layers))
 	for i := range h.Layers {
 		l := &h.Layers[i]
-		config.Layers = append(config.Layers, layerproto.SessionLayer(&l.LayerSpec))
+		layers[i] = l.LayerSpec
 		req.Begin = append(req.Begin, &headwaterv1.BeginLayer{Layer: uint32(i), First: l.First, Hashes: l.Before, Length: l.Length})
 	}
-	return req
+	if err := inStripes(layers, stripes); err != nil {
+		return nil, err
+	}
+	config.Layers = layerproto.SessionLayers(layers)
+	return req, nil
 }
 
 // maxToldTokens bounds the ids that a restore keeps, 64 MiB. Prefixes are found up to there.
@@ -354,6 +378,7 @@ func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.
 	header := in.Header()
 	total, done := header.Bytes(), int64(0)
 	var tokens []uint32
+	sums := sumsOf(s.place.Holding().Layers())
 	for b != nil {
 		step := Step{Layer: b.Layer, Stored: &Rows{K: b.K, V: b.V, KScale: b.KScale, VScale: b.VScale}, Tokens: b.Tokens}
 		// Each worker must know the tokens, even one that holds nothing of the layer with which they come.
@@ -366,6 +391,11 @@ func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.
 		if err := s.Do(ctx, &step); err != nil {
 			return err
 		}
+		if x := sums[b.Layer]; x != nil {
+			if err := x.add(b); err != nil {
+				return err
+			}
+		}
 		done += int64(b.Bytes())
 		if progress != nil {
 			progress(done, total)
@@ -376,6 +406,12 @@ func (s *Session) restore(ctx context.Context, in *snapshot.Reader, b *snapshot.
 		}
 	}
 	for i, want := range in.After() {
+		if x := sums[i]; x != nil {
+			if !slices.Equal(hashes(x.groups), want) {
+				return session.Errorf(session.Different, "layer %d: the snapshot's keys or values are not those that its hashes are of", i)
+			}
+			want = hashes(x.shards)
+		}
 		if s.layers[i].length != header.Layers[i].Length || !slices.Equal(s.layers[i].hashes, want) {
 			return session.Errorf(session.Different, "layer %d: the workers have other keys or values than the snapshot's session had", i)
 		}

@@ -152,8 +152,10 @@ type SessionState struct {
 	OwnBytes      uint64 // the part of these that no other session and no prefix shares
 	Layers        []LayerState
 	Holders       []Holder
-	// Arithmetics are those of the layers; empty if the state was asked for without the config.
+	// Arithmetics are those of the layers, and Stripes in how many each group is held, 1 is whole; empty if the state was asked for without
+	// the config.
 	Arithmetics []attention.Arithmetic
+	Stripes     []int
 }
 
 // LayerState is the state of one layer.
@@ -173,10 +175,12 @@ type Holder struct {
 	Layers        []HeldLayer
 }
 
-// HeldLayer has the groups of a layer that a worker holds, ascending.
+// HeldLayer has the groups of a layer that a worker holds, ascending. Of a layer in stripes it has, in their place, each stripe that it
+// holds: its group, and its number.
 type HeldLayer struct {
-	Layer  int
-	Groups []uint32
+	Layer   int
+	Groups  []uint32
+	Stripes [][2]uint32
 }
 
 func newSession(m *headwaterv1.SessionState) SessionState {
@@ -190,12 +194,21 @@ func newSession(m *headwaterv1.SessionState) SessionState {
 		s.Layers = append(s.Layers, LayerState{int(l.GetLayer()), l.GetLength(), l.GetFirst(), l.GetHashes()})
 	}
 	for _, l := range m.GetConfig().GetLayers() {
+		s.Stripes = append(s.Stripes, max(int(l.GetStripes()), 1))
 		s.Arithmetics = append(s.Arithmetics, layerproto.ReadArithmetic(l.GetArithmetic()))
 	}
 	for _, h := range m.GetHolders() {
 		one := Holder{Name: h.GetName(), Address: h.GetAddress(), Boot: h.GetBoot(), PageBytes: h.GetPageBytes(), OwnBytes: h.GetOwnBytes()}
 		for _, l := range h.GetLayers() {
-			one.Layers = append(one.Layers, HeldLayer{int(l.GetLayer()), l.GetGroups()})
+			held := HeldLayer{Layer: int(l.GetLayer()), Groups: l.GetGroups()}
+			for _, shard := range l.GetShards() {
+				n := uint32(1) // of a list of all sessions, which has no config, it is not known
+				if held.Layer < len(s.Stripes) {
+					n = uint32(s.Stripes[held.Layer])
+				}
+				held.Stripes = append(held.Stripes, [2]uint32{shard / n, shard % n})
+			}
+			one.Layers = append(one.Layers, held)
 		}
 		s.Holders = append(s.Holders, one)
 	}

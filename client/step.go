@@ -210,7 +210,7 @@ func (b *batch) start(ctx context.Context, step *Step) error {
 	if h.user == b {
 		b.land(ctx)
 	}
-	most := step.most(layer)
+	most := step.most(layer, int(h.length)+tokens)
 	position := int(h.length) + tokens - queries
 	if step.Position != nil {
 		position = *step.Position
@@ -306,15 +306,19 @@ func (step *Step) check(l *shard.LayerSpec) (tokens, queries int, err error) {
 	return tokens, queries, nil
 }
 
-// most returns how many tokens fit in one message.
-func (step *Step) most(l *shard.LayerSpec) int {
+// most returns how many tokens fit in one message, where the layer will have so many positions.
+func (step *Step) most(l *shard.LayerSpec, positions int) int {
 	key := 4 * (l.HeadDim() + l.VDim())
 	if step.Stored != nil {
 		key = l.Storage().Size()*(l.HeadDim()+l.VDim()) + 8
 	}
 	row, most := l.KVHeads*key, maxAppendBytes
 	if len(step.Q) > 0 {
-		row, most = row+4*l.Heads*(l.HeadDim()+l.VDim()+1), maxStepBytes
+		answer := l.VDim() + 1
+		if l.Striped() {
+			answer = (l.VDim() + 2) * max((l.SplitsSeen(positions, positions, 0)+l.Stripes-1)/l.Stripes, 1) // of one of the stripes
+		}
+		row, most = row+4*l.Heads*(l.HeadDim()+answer), maxStepBytes
 	}
 	return max(1, min(most/row, shard.MaxStepTokens))
 }
@@ -462,57 +466,62 @@ func (f *flight) Query(dst []byte, group int) {
 }
 
 // Key implements fanout.Input.
-func (f *flight) Key(dst []byte, group int) {
+func (f *flight) Key(dst []byte, group, from int) {
 	switch {
 	case f.narrowed:
-		f.group(dst, f.rows.K, group, f.layer.HeadDim()*f.layer.Storage().Size())
+		f.group(dst, f.rows.K, group, f.layer.HeadDim()*f.layer.Storage().Size(), from)
 		return
 	case f.step.Stored != nil:
-		f.stored(dst, f.step.Stored.K, group, f.layer.HeadDim()*f.layer.Storage().Size())
+		f.stored(dst, f.step.Stored.K, group, f.layer.HeadDim()*f.layer.Storage().Size(), from)
 		return
 	}
-	gather(dst, raw(f.step.K), f.append_, f.layer.KVHeads, group, 4*f.layer.HeadDim())
+	f.appended(dst, f.step.K, group, 4*f.layer.HeadDim(), from)
 }
 
 // Value implements fanout.Input.
-func (f *flight) Value(dst []byte, group int) {
+func (f *flight) Value(dst []byte, group, from int) {
 	switch {
 	case f.narrowed:
-		f.group(dst, f.rows.V, group, f.layer.VDim()*f.layer.Storage().Size())
+		f.group(dst, f.rows.V, group, f.layer.VDim()*f.layer.Storage().Size(), from)
 		return
 	case f.step.Stored != nil:
-		f.stored(dst, f.step.Stored.V, group, f.layer.VDim()*f.layer.Storage().Size())
+		f.stored(dst, f.step.Stored.V, group, f.layer.VDim()*f.layer.Storage().Size(), from)
 		return
 	}
-	gather(dst, raw(f.step.V), f.append_, f.layer.KVHeads, group, 4*f.layer.VDim())
+	f.appended(dst, f.step.V, group, 4*f.layer.VDim(), from)
 }
 
 // KeyScale implements fanout.Input.
-func (f *flight) KeyScale(dst []byte, group int) {
+func (f *flight) KeyScale(dst []byte, group, from int) {
 	if f.narrowed {
-		f.group(dst, raw(f.rows.KScale), group, 4)
+		f.group(dst, raw(f.rows.KScale), group, 4, from)
 		return
 	}
-	f.stored(dst, raw(f.step.Stored.KScale), group, 4)
+	f.stored(dst, raw(f.step.Stored.KScale), group, 4, from)
 }
 
 // ValueScale implements fanout.Input.
-func (f *flight) ValueScale(dst []byte, group int) {
+func (f *flight) ValueScale(dst []byte, group, from int) {
 	if f.narrowed {
-		f.group(dst, raw(f.rows.VScale), group, 4)
+		f.group(dst, raw(f.rows.VScale), group, 4, from)
 		return
 	}
-	f.stored(dst, raw(f.step.Stored.VScale), group, 4)
+	f.stored(dst, raw(f.step.Stored.VScale), group, 4, from)
+}
+
+// appended copies rows of a group's part of [tokens, groups, width] bytes, from a row of the message on: as many as dst has room for.
+func (f *flight) appended(dst []byte, src []float32, group, width, from int) {
+	gather(dst, raw(src), span{f.append_.from + from, len(dst) / width}, f.layer.KVHeads, group, width)
 }
 
 // group copies a group's part of rows [groups, tokens of the message] of some bytes.
-func (f *flight) group(dst, src []byte, group, width int) {
-	copy(dst, src[group*f.append_.n*width:][:f.append_.n*width])
+func (f *flight) group(dst, src []byte, group, width, from int) {
+	copy(dst, src[(group*f.append_.n+from)*width:])
 }
 
 // stored copies a group's part of rows [groups, tokens] of some bytes.
-func (f *flight) stored(dst, src []byte, group, width int) {
-	copy(dst, src[(group*f.tokens+f.append_.from)*width:])
+func (f *flight) stored(dst, src []byte, group, width, from int) {
+	copy(dst, src[(group*f.tokens+f.append_.from+from)*width:])
 }
 
 // Take implements fanout.Output.

@@ -144,7 +144,9 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 	}
 	for l, groups := range shards.Held {
 		layer := &m.Layers[l]
-		layer.Heads = shards.Layers[l].Heads
+		if layer.Heads = shards.Layers[l].Heads; shards.Layers[l].Striped() {
+			layer.Stripes = shards.Layers[l].Stripes
+		}
 		for _, held := range groups {
 			owner := -1
 			for _, name := range slices.Backward(held) { // the first answers

@@ -137,7 +137,7 @@ func rawStep(rng *rand.Rand, id [16]byte, lengths []uint64) session.Request {
 	if err != nil {
 		panic(err)
 	}
-	if n := s.Sizes(&spec[layer], int(shape.GetNKvHeads())).Total(); n < 1<<16 && rng.IntN(4) > 0 {
+	if n := s.Sizes(&spec[layer], nil).Total(); n < 1<<16 && rng.IntN(4) > 0 {
 		r.Payload = rpc.NewBuffer(int(n))
 		clear(r.Payload.Bytes())
 	} else if rng.IntN(2) > 0 {

@@ -16,6 +16,8 @@ type LayerSpec struct {
 	Layout attention.Layout
 	// Options have every default filled in.
 	Options attention.Options
+	// Stripes is in how many stripes a session holds each group, 0 and 1 are none; see Shards. It changes no bit of an answer.
+	Stripes int
 }
 
 // NewLayerSpec makes a layer of a geometry, a storage type and options. The error names the number that can not be.
@@ -45,6 +47,9 @@ func (s *LayerSpec) Check() error {
 	}
 	if field, rule := s.Shape().check(); rule != "" {
 		return fmt.Errorf("%s: %s", field, rule)
+	}
+	if err := s.checkStripes(); err != nil {
+		return err
 	}
 	return s.Options.Validate(s.Heads)
 }
@@ -77,6 +82,20 @@ func GeometryOf(layers []LayerSpec) (*Geometry, error) {
 	shapes := make([]LayerShape, len(layers))
 	for i := range layers {
 		shapes[i] = layers[i].Shape()
+	}
+	return NewGeometry(shapes)
+}
+
+// HeldGeometry returns the geometry by which the shards of a session are placed: each of a group's stripes is a group of its own. Any
+// error is a *GeometryError.
+func HeldGeometry(layers []LayerSpec) (*Geometry, error) {
+	shapes := make([]LayerShape, len(layers))
+	for i := range layers {
+		shapes[i] = layers[i].Shape()
+		if layers[i].Striped() {
+			shapes[i].KVHeads = layers[i].Shards()
+			shapes[i].Heads = shapes[i].KVHeads
+		}
 	}
 	return NewGeometry(shapes)
 }

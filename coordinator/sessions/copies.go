@@ -514,7 +514,7 @@ func holders(h *fanout.Holding, without []string) [][][]string {
 	layers := h.Layers()
 	held := make([][][]string, len(layers))
 	for l := range layers {
-		held[l] = make([][]string, layers[l].KVHeads)
+		held[l] = make([][]string, layers[l].Shards())
 	}
 	for _, o := range h.Holders() {
 		if slices.Contains(without, o.Name) {
@@ -541,7 +541,7 @@ func lackedBy(layers []shard.LayerSpec, held [][][]string, states []*headwaterv1
 	return nil
 }
 
-// groupBytes returns about how many bytes of pages one group of each layer of a session takes.
+// groupBytes returns about how many bytes of pages one group of each layer of a session takes, of a layer in stripes one shard.
 func groupBytes(layers []shard.LayerSpec, states []*headwaterv1.SessionState) []uint64 {
 	lengths := make([]uint64, len(layers))
 	for _, s := range states {
@@ -554,7 +554,7 @@ func groupBytes(layers []shard.LayerSpec, states []*headwaterv1.SessionState) []
 	bytes := make([]uint64, len(layers))
 	for l := range layers {
 		pages := (lengths[l] + attention.PageLen - 1) / attention.PageLen
-		bytes[l] = pages * attention.PageLen * uint64(layers[l].Storage().Size()*(layers[l].HeadDim()+layers[l].VDim()))
+		bytes[l] = pages / uint64(layers[l].Shards()/layers[l].KVHeads) * attention.PageLen * uint64(layers[l].Storage().Size()*(layers[l].HeadDim()+layers[l].VDim()))
 	}
 	return bytes
 }

@@ -174,7 +174,7 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 		return invalid("layer %d: a coordinator answers for all groups, not for some", m.Layer)
 	}
 	// The whole message is checked here, whichever way it takes from here.
-	if _, err := m.Check(s.layer, s.layer.KVHeads, len(s.request.Payload.Bytes())); err != nil {
+	if _, err := m.Check(s.layer, nil, len(s.request.Payload.Bytes())); err != nil {
 		return invalid("layer %d: %v", m.Layer, err)
 	}
 	// The answer's memory is taken before the workers are asked for it: they send as fast as they can, and the client reads as
@@ -182,6 +182,9 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 	room := 4 * int64(s.layer.Heads) * int64(m.Attend) * int64(s.layer.VDim()+1)
 	if !h.Whole(int(m.Layer)) {
 		room *= 3
+	}
+	if s.layer.Striped() { // the parts of each split come
+		room += 4 * int64(s.layer.Heads) * int64(m.Attend) * int64(s.layer.VDim()+2) * int64(m.SplitsSeen(s.layer))
 	}
 	if err := rpc.ShareOf(ctx).TakeAnswer(ctx, room); err != nil {
 		return noRoom(err)
@@ -203,7 +206,7 @@ func (l *lane) start(ctx context.Context, s *laneStep) error {
 		return err
 	}
 	s.step.Input, s.step.Output = &s.payload, s
-	if m.Codec == headwaterv1.StepCodec_STEP_CODEC_I8 {
+	if m.Codec == headwaterv1.StepCodec_STEP_CODEC_I8 || s.layer.Striped() {
 		s.step.Codec = headwaterv1.StepCodec_STEP_CODEC_RAW // to narrow twice is not to narrow once
 	}
 	rows := s.layer.Heads * int(m.Attend)

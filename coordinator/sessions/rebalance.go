@@ -113,7 +113,7 @@ func (k *keeper) loads(ctx context.Context) (*loads, error) {
 func partOf(id [16]byte, o *headwaterv1.Holder) *placement.Part {
 	p := &placement.Part{Session: id, Bytes: o.GetPageBytes(), Held: map[shard.ID]bool{}}
 	for _, l := range o.GetLayers() {
-		for _, g := range l.GetGroups() {
+		for _, g := range slices.Concat(l.GetGroups(), l.GetShards()) {
 			p.Held[shard.ID{Layer: shard.Layer(l.GetLayer()), Group: shard.Group(g)}] = true
 		}
 	}

@@ -260,7 +260,7 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	if err != nil {
 		return nil, session.Errorf(session.Invalid, "%v", err)
 	}
-	geometry, err := shard.GeometryOf(layers)
+	geometry, err := shard.HeldGeometry(layers)
 	if err != nil {
 		return nil, session.Errorf(session.Invalid, "%v", err)
 	}
@@ -282,7 +282,7 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	}
 	// Where a prefix lies counts more than the draw, but not more than room, nor than as many workers and copies as there are to be.
 	if hasPrefix(req) && len(answering) > 1 {
-		all := r.findPrefixes(ctx, roomy(answering, rooms), len(layers), req)
+		all := r.findPrefixes(ctx, roomy(answering, rooms), layers, req)
 		times := 1 + int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas, uint32(len(placed)-1)))
 		if at := placement.Cover(geometry, all, len(placed), times, xxh3.Hash(req.GetSession())); at != nil {
 			placed = at

@@ -16,7 +16,7 @@ import (
 type Shards struct {
 	State  *headwaterv1.SessionState // what a worker tells of it
 	Layers []shard.LayerSpec
-	// Held has, by layer and group, the names of the holders: first the one that answers, unless the session is not whole.
+	// Held has, by layer and group, of a layer in stripes by shard, the names of the holders: first the one that answers, unless the session is not whole.
 	Held [][][]string
 }
 
@@ -40,7 +40,7 @@ func (r *Relay) Shards(ctx context.Context, id []byte) (*Shards, error) {
 	}
 	s.Held = make([][][]string, len(s.Layers))
 	for l := range s.Layers {
-		s.Held[l] = make([][]string, s.Layers[l].KVHeads)
+		s.Held[l] = make([][]string, s.Layers[l].Shards())
 	}
 	if whole, newest, err := fanout.Current(states); err == nil {
 		s.State = newest[0]
@@ -76,7 +76,7 @@ func (s *Shards) answering(h *fanout.Holding) {
 // hold notes what a holder says that it has.
 func (s *Shards) hold(o *headwaterv1.Holder) {
 	for _, layer := range o.GetLayers() {
-		for _, g := range layer.GetGroups() {
+		for _, g := range slices.Concat(layer.GetGroups(), layer.GetShards()) {
 			if l := int(layer.GetLayer()); l < len(s.Held) && int(g) < len(s.Held[l]) {
 				s.Held[l][g] = append(s.Held[l][g], o.GetName())
 			}

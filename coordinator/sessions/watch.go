@@ -28,6 +28,9 @@ func (r *Relay) WatchAttention(ctx context.Context, req *headwaterv1.WatchAttent
 		if int64(req.GetLayer()) >= int64(len(shards.Held)) || int64(req.GetGroup()) >= int64(len(shards.Held[req.GetLayer()])) {
 			return session.Errorf(session.Invalid, "session %x has no layer %d with a group %d", req.GetSession(), req.GetLayer(), req.GetGroup())
 		}
+		if layer := &shards.Layers[req.GetLayer()]; layer.Striped() {
+			return session.Errorf(session.Invalid, "session %x: layer %d is held in %d stripes: no worker has all positions that its queries see", req.GetSession(), req.GetLayer(), layer.Stripes)
+		}
 		holders := shards.Held[req.GetLayer()][req.GetGroup()]
 		members := slices.DeleteFunc(r.workers.List(), func(m membership.Member) bool { return !slices.Contains(holders, m.Name) })
 		if err := r.watchHolders(ctx, members, req, send); err != nil {

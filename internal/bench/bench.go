@@ -39,6 +39,7 @@ type Case struct {
 	SendF32    bool // keys and values go out as float32, and not as they are stored
 	Direct     bool // the client speaks to the workers itself
 	Workers    int  // at most so many hold a session; 0 is all
+	Stripes    int  // in which a session's groups are held; 0 and 1 are none
 
 	Positions int           // that each session has before a token, or in all after a prefill
 	Batch     int           // sessions at once
@@ -208,7 +209,7 @@ func (b *bench) open(ctx context.Context, positions int) error {
 	}
 	for i := range b.Batch {
 		s, err := b.client.OpenSession(ctx, client.SessionOptions{
-			Layers: layers, Name: fmt.Sprintf("bench %d", i), Workers: b.Workers, Direct: b.Direct, Codec: b.Codec, SendF32: b.SendF32,
+			Layers: layers, Name: fmt.Sprintf("bench %d", i), Workers: b.Workers, Direct: b.Direct, Codec: b.Codec, SendF32: b.SendF32, Stripes: b.Stripes,
 		})
 		if err != nil {
 			return err

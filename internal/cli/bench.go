@@ -28,6 +28,7 @@ type benchFlags struct {
 	storage, send, codec, workers   string
 	arithmetic                      string
 	layers, heads, kvHeads, headDim int
+	stripes                         int
 	chunk, repeat                   int
 	spend                           time.Duration
 	rate                            float64
@@ -73,6 +74,7 @@ func (a *app) bench() *cobra.Command {
 	flags.StringVar(&f.send, "send", "stored", "how keys and values go out: `stored,f32`; stored: the client narrows them to the storage type; f32: the workers do")
 	flags.StringVar(&f.codec, "codec", "auto", "how contexts come back: `auto,raw,exact,bf16,f16,int8`; the last three are lossy")
 	flags.StringVar(&f.workers, "workers", "0", "most `workers` that hold a session, 0 is all")
+	flags.IntVar(&f.stripes, "stripes", 0, stripesUsage)
 	flags.IntVar(&f.layers, "layers", 1, "layers of the model")
 	flags.IntVar(&f.heads, "heads", 32, "query heads of a layer (n_heads)")
 	flags.IntVar(&f.kvHeads, "kv-heads", 8, "key/value heads of a layer (n_kv_heads)")
@@ -184,6 +186,9 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkStripes(f.stripes); err != nil {
+		return nil, err
+	}
 	switch {
 	case f.repeat < 1:
 		return nil, usage("--repeat is %d, must be at least 1", f.repeat)
@@ -220,7 +225,7 @@ func (f *benchFlags) cut(sums, codecs []string, batches, positions []int64) (all
 				for _, long := range positions {
 					all = append(all, bench.Case{
 						Layers: f.layers, Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim, Arithmetic: arithmetics()[sum],
-						Codec: sessionCodecs()[codec], Direct: f.direct,
+						Codec: sessionCodecs()[codec], Direct: f.direct, Stripes: f.stripes,
 						Positions: int(long), Batch: int(batch), Chunk: f.chunk, Spend: f.spend, Repeat: f.repeat, Rate: f.rate,
 					})
 				}
@@ -406,6 +411,9 @@ func storedAs(c bench.Case) string {
 	}
 	if c.SendF32 && c.Storage != tensor.F32 {
 		name += " sent f32"
+	}
+	if c.Stripes > 1 {
+		name += fmt.Sprintf(" in %d stripes", c.Stripes)
 	}
 	return name
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,6 +46,8 @@ type holderView struct {
 	PageBytes uint64     `json:"page_bytes"`
 	OwnBytes  uint64     `json:"own_bytes"`
 	Groups    [][]uint32 `json:"groups"` // of each layer
+	// Stripes has of each layer in stripes, in the place of groups, each stripe that is held: its group, and its number.
+	Stripes [][][2]uint32 `json:"stripes,omitempty"`
 }
 
 // sessionsView is a list of sessions as scripts read it.
@@ -72,18 +75,52 @@ func viewSession(s *client.SessionState) sessionView {
 		v.Arithmetics = append(v.Arithmetics, a.String())
 	}
 	for _, h := range s.Holders {
-		one := holderView{h.Name, h.Address, h.PageBytes, h.OwnBytes, make([][]uint32, len(v.Lengths))}
+		one := holderView{Name: h.Name, Address: h.Address, PageBytes: h.PageBytes, OwnBytes: h.OwnBytes, Groups: make([][]uint32, len(v.Lengths))}
 		for i := range one.Groups {
 			one.Groups[i] = []uint32{}
 		}
 		for _, l := range h.Layers {
-			if int(l.Layer) < len(one.Groups) {
-				one.Groups[l.Layer] = l.Groups
+			if int(l.Layer) >= len(one.Groups) {
+				continue
 			}
+			if len(l.Stripes) == 0 {
+				one.Groups[l.Layer] = l.Groups
+				continue
+			}
+			if one.Stripes == nil {
+				one.Stripes = make([][][2]uint32, len(v.Lengths))
+			}
+			one.Stripes[l.Layer] = l.Stripes
 		}
 		v.Holders = append(v.Holders, one)
 	}
 	return v
+}
+
+// parts says which groups of a layer a holder has; stripe 2 of group 1 is 1:2.
+func (h *holderView) parts(layer int) string {
+	if layer < len(h.Stripes) && len(h.Stripes[layer]) > 0 {
+		var all []string
+		for _, s := range h.Stripes[layer] {
+			all = append(all, fmt.Sprintf("%d:%d", s[0], s[1]))
+		}
+		return strings.Join(all, " ")
+	}
+	return strings.Trim(fmt.Sprint(h.Groups[layer]), "[]")
+}
+
+// stripes says in how many stripes the layers' groups are, unless all are whole.
+func stripes(s *client.SessionState) string {
+	var each []string
+	for _, n := range slices.Compact(slices.Sorted(slices.Values(s.Stripes))) {
+		if n > 1 {
+			each = append(each, strconv.Itoa(n))
+		}
+	}
+	if len(each) == 0 {
+		return ""
+	}
+	return ", groups in " + strings.Join(each, " or ") + " stripes"
 }
 
 // sums says in which arithmetics the layers are, unless all are in chain.
@@ -222,8 +259,8 @@ func (a *app) sessionsShow() *cobra.Command {
 				if v.Pinned {
 					pinned = ", pinned"
 				}
-				title := fmt.Sprintf("session %s %s\n%s%s, %d positions, %d truncations, epoch %d%s;\n%s of pages, %s its own; last used %s\n",
-					v.ID, clean(v.Name), plural(len(v.Lengths), "layer"), v.sums(), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.Used))
+				title := fmt.Sprintf("session %s %s\n%s%s%s, %d positions, %d truncations, epoch %d%s;\n%s of pages, %s its own; last used %s\n",
+					v.ID, clean(v.Name), plural(len(v.Lengths), "layer"), v.sums(), stripes(found), v.positions(), v.Truncations, v.Epoch, pinned, sizeOf(int64(v.PageBytes)), sizeOf(int64(v.OwnBytes)), clock(found.Used))
 				holders := a.newTable(title, "worker", "address", ">bytes", ">own")
 				for _, h := range v.Holders {
 					holders.AppendRow(table.Row{a.narrow(h.Name, nameWidth), a.narrow(h.Address, 30), sizeOf(int64(h.PageBytes)), sizeOf(int64(h.OwnBytes))})
@@ -234,8 +271,8 @@ func (a *app) sessionsShow() *cobra.Command {
 				t := a.newTable("\nlayers", ">layer", ">positions", "worker", "groups")
 				for layer, length := range v.Lengths {
 					for _, h := range v.Holders {
-						if len(h.Groups[layer]) > 0 {
-							t.AppendRow(table.Row{layer, length, a.narrow(h.Name, nameWidth), strings.Trim(fmt.Sprint(h.Groups[layer]), "[]")})
+						if parts := h.parts(layer); parts != "" {
+							t.AppendRow(table.Row{layer, length, a.narrow(h.Name, nameWidth), parts})
 						}
 					}
 				}

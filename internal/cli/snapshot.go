@@ -13,6 +13,7 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/seal"
 	"headwater.example/internal/snapshot"
+	"headwater.example/shard"
 )
 
 // snapshotView is a snapshot that was written, as scripts read it.
@@ -190,6 +191,9 @@ func (a *app) sessionsRestore() *cobra.Command {
 			if opts.Workers < 0 {
 				return usage("--workers is %d, must not be negative", opts.Workers)
 			}
+			if err := checkStripes(opts.Stripes); err != nil {
+				return err
+			}
 			keys, err := readKeys(keyFile)
 			if err != nil {
 				return err
@@ -214,8 +218,19 @@ func (a *app) sessionsRestore() *cobra.Command {
 	flags.StringVar(&opts.Name, "name", "", "`name` of the session for people (default: the snapshot's)")
 	flags.IntVar(&opts.Workers, "workers", 0, "most workers that hold the session, 0 is all")
 	flags.BoolVarP(&quiet, "quiet", "q", false, "show no progress")
-	flagOnly(flags, "name", "workers")
+	flags.IntVar(&opts.Stripes, "stripes", 0, stripesUsage)
+	flagOnly(flags, "name", "workers", "stripes")
 	return cmd
+}
+
+const stripesUsage = "stripes in which each group of a layer is held, for more workers than groups; 0 is whole"
+
+// checkStripes refuses a number of stripes that no session may have.
+func checkStripes(n int) error {
+	if n < 0 || n > shard.MaxStripes {
+		return usage("--stripes %d: from 0 to %d", n, shard.MaxStripes)
+	}
+	return nil
 }
 
 func (a *app) restoreSnapshot(ctx context.Context, c *client.Client, in io.Reader, path string, keys *seal.Keys, opts client.RestoreOptions, quiet bool) error {

@@ -110,7 +110,8 @@ type Holder struct {
 
 // Layer is one layer of a map.
 type Layer struct {
-	Heads  int   `json:"heads"`  // query heads
-	Owner  []int `json:"owner"`  // by group, the index among the holders of the one that answers; -1 is nobody
-	Copies []int `json:"copies"` // by group, the holders beside it
+	Heads   int   `json:"heads"`             // query heads
+	Owner   []int `json:"owner"`             // by group, the index among the holders of the one that answers; -1 is nobody
+	Copies  []int `json:"copies"`            // by group, the holders beside it
+	Stripes int   `json:"stripes,omitempty"` // in which each group is held: owner and copies are by group and stripe then
 }

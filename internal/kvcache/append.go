@@ -26,7 +26,8 @@ type Append struct {
 	// Encoding is that of K and V: tensor.F32, which is narrowed, or the layer's storage type.
 	Encoding tensor.DType
 	// K [groups, Positions, head_dim] and V [groups, Positions, v_dim], little endian; where Encoding is tensor.I8, KScale
-	// and VScale [groups, Positions] in f32, little endian.
+	// and VScale [groups, Positions] in f32, little endian. Of a layer in stripes each shard has only the rows of positions that it
+	// stores.
 	K, V, KScale, VScale []byte
 	// Tokens [Positions] lets others find the prefix, or is empty.
 	Tokens []uint32
@@ -175,7 +176,7 @@ func (s *session) check(a *Append) (int, *Error) {
 	case len(a.Tokens) != 0 && len(a.Tokens) != n:
 		return 0, invalid("%d token ids for %d positions", len(a.Tokens), n)
 	}
-	scale := 0
+	scale, stored := 0, h.stored(int(a.Length), n)
 	if a.Encoding == tensor.I8 {
 		scale = 4
 	}
@@ -190,15 +191,31 @@ func (s *session) check(a *Append) (int, *Error) {
 		{"k_scale", a.KScale, scale, tensor.F32},
 		{"v_scale", a.VScale, scale, tensor.F32},
 	} {
-		if want := groups * n * t.row; len(t.bytes) != want {
+		if want := stored * t.row; len(t.bytes) != want {
 			return 0, invalid("%s has %d bytes, %d positions of %d groups are %d", t.name, len(t.bytes), n, groups, want)
 		}
 		if i, x, ok := tensor.CheckFinite(t.bytes, t.dt, false); !ok {
-			row := int(i) * t.dt.Size() / t.row
-			return 0, invalid("group %d: %s at position %d: element %d is %v", h.groups[row/n], t.name, a.Length+uint64(row%n), int(i)%(t.row/t.dt.Size()), x).of(h.groups[row/n])
+			g, position := h.rowAt(int(a.Length), n, int(i)*t.dt.Size()/t.row)
+			return 0, invalid("%s: %s at position %d: element %d is %v", h.name(g), t.name, position, int(i)%(t.row/t.dt.Size()), x).of(g)
 		}
 	}
 	return l, nil
+}
+
+// rowAt returns of which held group and of which position a row of an append is that has n positions from position from on.
+func (h *heldLayer) rowAt(from, n, row int) (g shard.Group, position int) {
+	for _, g = range h.groups {
+		stored := h.Stored(int(g), from, n)
+		if row < stored {
+			h.Runs(int(g), from, n, func(at, count, before int) bool {
+				position = at + row - before
+				return row >= before+count
+			})
+			break
+		}
+		row -= stored
+	}
+	return g, position
 }
 
 // tells compares the tokens of an append with the known ones.
@@ -214,20 +231,27 @@ func (s *session) tells(a *Append) *Error {
 // repeats compares an append with what is there.
 func (s *session) repeats(l int, a *Append, e *encoder) *Error {
 	h := &s.shape.layers[l]
+	first := 0
 	for i, g := range h.groups {
-		e.chain.receipt = Receipt{Length: a.Length, Hash: a.Hashes[i]}
-		for at := 0; at < a.Positions; at += attention.PageLen {
-			m := min(a.Positions-at, attention.PageLen)
-			rows, err := e.encode(h, a, i, at, m)
-			if err == nil {
-				err = e.chain.Update(rows, m, h.Layout)
+		e.chain.receipt.Hash = a.Hashes[i]
+		var err error
+		h.Runs(int(g), int(a.Length), a.Positions, func(at, count, row int) bool {
+			for done := 0; done < count && err == nil; done += attention.PageLen {
+				m := min(count-done, attention.PageLen)
+				var rows attention.Rows
+				if rows, err = e.encode(h, a, first+row+done, m, at+done); err == nil {
+					e.chain.Pass(uint64(at + done))
+					err = e.chain.Update(rows, m, h.Layout)
+				}
 			}
-			if err != nil {
-				return refuse(Invalid, "session %s: layer %d group %d: %v", s.id, h.layer, g, err).at(h.layer, s.lengths[l]).of(g)
-			}
+			return err == nil
+		})
+		if err != nil {
+			return refuse(Invalid, "session %s: layer %d %s: %v", s.id, h.layer, h.name(g), err).at(h.layer, s.lengths[l]).of(g)
 		}
+		first += h.Stored(int(g), int(a.Length), a.Positions)
 		if have := s.hashes[h.first+i]; have != e.chain.receipt.Hash {
-			return refuse(Different, "session %s: layer %d group %d has %d positions with hash %016x, the step would make it %016x", s.id, h.layer, g,
+			return refuse(Different, "session %s: layer %d %s has %d positions with hash %016x, the step would make it %016x", s.id, h.layer, h.name(g),
 				s.lengths[l], have, e.chain.receipt.Hash).at(h.layer, s.lengths[l]).of(g)
 		}
 	}

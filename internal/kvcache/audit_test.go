@@ -7,6 +7,14 @@ import (
 	"strings"
 )
 
+// depth is the page of an entry.
+func (e *entry) depth() (p int) {
+	for ; e.before != nil; e = e.before {
+		p++
+	}
+	return p
+}
+
 // audit counts everything that a store has, anew.
 func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	st.mu.Lock()
@@ -39,7 +47,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 				}
 				for j := range h.groups {
 					has := r.pages[h.first+j] != 0
-					if needs := p >= s.freed[l] && p < pagesOf(s.lengths[l]); needs && !has || r.refs == 1 && has != needs {
+					if needs := p >= s.freed[l] && p < pagesOf(s.lengths[l]) && h.stores(j, p); needs && !has || r.refs == 1 && has != needs {
 						t.Fatalf("page %d of layer %d: there %v, needed %v", p, l, has, needs)
 					}
 				}
@@ -53,7 +61,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 		if e.before == nil {
 			firstRows[e.row.shape.root]++
 		}
-		if e.key != key || e.row.entry != e || e.row.key != key || !e.row.whole() {
+		if e.key != key || e.row.entry != e || e.row.key != key || !e.row.whole(e.depth()) {
 			t.Fatalf("an entry that is not its row's")
 		}
 		if e.row.refs == 1 {

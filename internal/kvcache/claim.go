@@ -59,7 +59,7 @@ func (s *session) same(l int, named, have []uint64) *Error {
 	h := &s.shape.layers[l]
 	for i, g := range h.groups {
 		if named[i] != have[i] {
-			return refuse(Different, "session %s: layer %d group %d has hash %016x, not %016x", s.id, h.layer, g, have[i], named[i]).at(h.layer, s.lengths[l]).of(g)
+			return refuse(Different, "session %s: layer %d %s has hash %016x, not %016x", s.id, h.layer, h.name(g), have[i], named[i]).at(h.layer, s.lengths[l]).of(g)
 		}
 	}
 	return nil

@@ -192,7 +192,7 @@ func (st *Store) matchLocked(s *session) {
 	for l := range s.shape.layers {
 		h := &s.shape.layers[l]
 		s.lengths[l] = length
-		st.counters.saved += uint64(length * len(h.groups) * h.rowBytes())
+		st.counters.saved += uint64(h.stored(0, length) * h.rowBytes())
 	}
 	// What has left a layer's window is left with the first append: until then the session may be cut to a shorter prefix,
 	// where another holder has found less.

@@ -79,8 +79,9 @@ func (e *encoder) forget() {
 	clear(e.pages)
 }
 
-// write stores the rows of the i-th group and leaves its chain at their end.
-func (e *encoder) write(s *session, l int, a *Append, i int) error {
+// write stores the rows of the i-th group, which are the append's from a row on, and leaves its chain at their end. Of positions that
+// another stripe has there are no rows: the chain passes over them.
+func (e *encoder) write(s *session, l int, a *Append, i, row int) error {
 	h := &s.shape.layers[l]
 	from := s.lengths[l]
 	e.chain.receipt = Receipt{Length: uint64(from), Hash: s.hashes[h.first+i]}
@@ -89,15 +90,19 @@ func (e *encoder) write(s *session, l int, a *Append, i int) error {
 		at := from + done
 		p, in := at/attention.PageLen-from/attention.PageLen, at%attention.PageLen
 		m := min(a.Positions-done, attention.PageLen-in)
-		rows, err := e.encode(h, a, i, done, m)
-		if err != nil {
-			return err
-		}
-		if err := h.Layout.Write(pages[p], in, m, rows); err != nil {
-			return err
-		}
-		if err := e.chain.Update(rows, m, h.Layout); err != nil {
-			return err
+		if page := pages[p]; page != nil {
+			rows, err := e.encode(h, a, row, m, at)
+			if err != nil {
+				return err
+			}
+			if err := h.Layout.Write(page, in, m, rows); err != nil {
+				return err
+			}
+			e.chain.Pass(uint64(at))
+			if err := e.chain.Update(rows, m, h.Layout); err != nil {
+				return err
+			}
+			row += m
 		}
 		if in+m == attention.PageLen {
 			e.rows[p].hashes[h.first+i] = e.chain.receipt.Hash
@@ -107,11 +112,11 @@ func (e *encoder) write(s *session, l int, a *Append, i int) error {
 	return nil
 }
 
-// encode returns positions [at, at+m) of the append's i-th group in the storage type, settled. They are valid until the next call.
-func (e *encoder) encode(h *heldLayer, a *Append, i, at, m int) (attention.Rows, error) {
-	at += i * a.Positions
+// encode returns m of the append's rows from a row on, which is of a position, in the storage type, settled. They are valid until the next
+// call.
+func (e *encoder) encode(h *heldLayer, a *Append, row, m, position int) (attention.Rows, error) {
 	dt := h.Layout.DType()
-	part := func(b []byte, row int) []byte { return b[at*row:][:m*row] }
+	part := func(b []byte, size int) []byte { return b[row*size:][:m*size] }
 	if a.Encoding == dt {
 		rows := attention.Rows{K: part(a.K, h.Layout.KRowBytes()), V: part(a.V, h.Layout.VRowBytes())}
 		if scaled(h.Layout) {
@@ -147,8 +152,7 @@ func (e *encoder) encode(h *heldLayer, a *Append, i, at, m int) (attention.Rows,
 			if err := tensor.Narrow(t.dst, e.floats, dt); err != nil {
 				var out *tensor.RangeError
 				if errors.As(err, &out) {
-					position := a.Length + uint64(at-i*a.Positions+out.Index/t.dim)
-					return rows, fmt.Errorf("%s at position %d: element %d: %g exceeds the range of %s", t.name, position, out.Index%t.dim, out.Value, dt)
+					return rows, fmt.Errorf("%s at position %d: element %d: %g exceeds the range of %s", t.name, position+out.Index/t.dim, out.Index%t.dim, out.Value, dt)
 				}
 				return rows, err
 			}

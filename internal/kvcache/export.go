@@ -9,7 +9,7 @@ import (
 )
 
 // Export fills rows with positions [start, start+n) of one group of a layer, in the storage type; rows have the lengths that
-// attention.Layout.Write asks for. It returns the group's chained hash before these positions and after them.
+// attention.Layout.Write asks for. Of a shard of stripes they are positions that it stores. It returns the group's chained hash before these positions and after them.
 func (st *Store) Export(id SessionID, layer shard.Layer, group shard.Group, start, n int, rows attention.Rows) (before, after uint64, _ error) {
 	s, err := st.open(id, true)
 	if err != nil {
@@ -27,6 +27,8 @@ func (st *Store) Export(id SessionID, layer shard.Layer, group shard.Group, star
 		return 0, 0, refuse(Invalid, "session %s: layer %d group %d: it is not held here", id, layer, group).at(layer, s.lengths[l]).of(group)
 	case start < 0 || n < 1 || start > s.lengths[l] || n > s.lengths[l]-start:
 		return 0, 0, refuse(Invalid, "session %s: layer %d has %d positions, not %d from %d on", id, layer, s.lengths[l], n, start).at(layer, s.lengths[l])
+	case h.Stored(int(group), start, n) != n:
+		return 0, 0, refuse(Invalid, "session %s: layer %d %s: another stripe has some of %d positions from %d on", id, layer, h.name(group), n, start).at(layer, s.lengths[l]).of(group)
 	case start/attention.PageLen < s.freed[l]:
 		return 0, 0, refuse(Freed, "session %s: layer %d: positions before %d have been freed", id, layer, s.freed[l]*attention.PageLen).at(layer, s.lengths[l])
 	}
@@ -54,6 +56,7 @@ func (st *Store) Export(id SessionID, layer shard.Layer, group shard.Group, star
 		}
 	}
 	before = chain.receipt.Hash
+	chain.Pass(uint64(start))
 	for done := 0; done < n; pages = pages[1:] {
 		in := (start + done) % attention.PageLen
 		m := min(n-done, attention.PageLen-in)

@@ -109,14 +109,16 @@ func (st *Store) write(s *session, l int, a *Append, e *encoder) *Error {
 		copy(c.to, c.from)
 	}
 	e.hashes = e.hashes[:0]
+	row := 0
 	for i, g := range h.groups {
-		if err := e.write(s, l, a, i); err != nil {
+		if err := e.write(s, l, a, i, row); err != nil {
 			st.mu.Lock()
 			st.cancelLocked(s, e)
 			st.unlock()
-			return refuse(Invalid, "session %s: layer %d group %d: %v", s.id, h.layer, g, err).at(h.layer, from).of(g)
+			return refuse(Invalid, "session %s: layer %d %s: %v", s.id, h.layer, h.name(g), err).at(h.layer, from).of(g)
 		}
 		e.hashes = append(e.hashes, e.chain.receipt.Hash)
+		row += h.Stored(int(g), from, a.Positions)
 	}
 	return nil
 }
@@ -140,7 +142,7 @@ func (st *Store) indexLocked(s *session) {
 		key = key.next(s.tokens[p*attention.PageLen:][:attention.PageLen])
 		r := s.row(p)
 		r.key = key
-		if x.entries[key] == nil && (p == 0 || before != nil) && r.entry == nil && r.whole() {
+		if x.entries[key] == nil && (p == 0 || before != nil) && r.entry == nil && r.whole(p) {
 			st.shareLocked(r)
 			x.add(key, r, before)
 		}

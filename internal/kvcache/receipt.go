@@ -24,7 +24,8 @@ func (r Receipt) String() string { return fmt.Sprintf("%d positions, hash %016x"
 //
 //	hash = xxh3(hash ‖ position ‖ k ‖ v ‖ k_scale ‖ v_scale)
 //
-// with hash and position as 8 and scales as 4 little-endian bytes, the scales in int8 storage only. So a receipt does not
+// with hash and position as 8 and scales as 4 little-endian bytes, the scales in int8 storage only. A shard of stripes passes over the
+// positions that it does not have. So a receipt does not
 // depend on how the positions were cut into blocks, nor on how pages are laid out. The zero value is ready for use.
 type Hasher struct {
 	receipt Receipt
@@ -52,6 +53,9 @@ func (h *Hasher) Update(rows attention.Rows, n int, layout attention.Layout) err
 	}
 	return nil
 }
+
+// Pass passes over the positions up to one, which another stripe has.
+func (h *Hasher) Pass(to uint64) { h.receipt.Length = to }
 
 // Receipt returns the receipt of all that was hashed.
 func (h *Hasher) Receipt() Receipt { return h.receipt }

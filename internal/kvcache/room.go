@@ -11,7 +11,13 @@ type want struct {
 	row   *row
 	class *class
 	ids   []pageID // by group
-	own   bool     // of the layer that is appended to
+	own   bool     // of the layer that is appended to, if each row has pages of all of its groups
+}
+
+// lacks says whether page p's row has no pages of the layer yet that it is to have.
+func (h *heldLayer) lacks(r *row, p int) bool {
+	lead := h.lead(p)
+	return lead >= 0 && r.pages[h.first+lead] == 0
 }
 
 // copies says whether the copy that an append to held layer l makes of page p's row has pages of held layer m.
@@ -26,18 +32,18 @@ func (st *Store) reserveRows(s *session, l, first, end int, e *encoder) (copies 
 	st.mu.Lock()
 	defer st.unlock()
 	made := max(end-s.end(), 0) // also those of a gap before first
-	need := int64(max(end-max(first, s.end()), 0)) * int64(len(h.groups)*h.class.size)
+	need := h.pageBytes(max(first, s.end()), end)
 	for p := first; p < min(end, s.end()); p++ {
 		switch r := s.row(p); {
 		case r.refs > 1:
 			copies++
 			for m := range s.shape.layers {
 				if s.copies(l, m, p) {
-					need += int64(len(s.shape.layers[m].groups) * s.shape.layers[m].class.size)
+					need += s.shape.layers[m].pageBytes(p, p+1)
 				}
 			}
-		case r.pages[h.first] == 0:
-			need += int64(len(h.groups) * h.class.size)
+		case h.lacks(r, p):
+			need += h.pageBytes(p, p+1)
 		}
 	}
 	made += copies
@@ -71,14 +77,22 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 	defer st.unlock()
 	e.wants, e.copies, e.pages = e.wants[:0], e.copies[:0], e.pages[:0]
 	var need int64
-	add := func(r *row, h *heldLayer) {
-		e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first : h.first+len(h.groups)], own: h == &s.shape.layers[l]})
-		need += int64(len(h.groups) * h.class.size)
+	add := func(r *row, h *heldLayer, p int) {
+		need += h.pageBytes(p, p+1)
+		if !h.Striped() {
+			e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first : h.first+len(h.groups)], own: h == &s.shape.layers[l]})
+			return
+		}
+		for g := range h.groups {
+			if h.stores(g, p) {
+				e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first+g : h.first+g+1]})
+			}
+		}
 	}
 	for i, r := range e.rows {
 		if e.fresh[i] || r.refs == 1 {
-			if r.pages[h.first] == 0 {
-				add(r, h)
+			if h.lacks(r, first+i) {
+				add(r, h, first+i)
 			}
 			continue
 		}
@@ -94,7 +108,7 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 				}
 				mine.left[m] = 1
 			case s.copies(l, m, p):
-				add(mine, &s.shape.layers[m])
+				add(mine, &s.shape.layers[m], p)
 			}
 		}
 	}
@@ -120,7 +134,11 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 		}
 	}
 	for g := range groups {
-		for _, r := range e.rows {
+		for i, r := range e.rows {
+			if !h.stores(g, first+i) {
+				e.pages = append(e.pages, nil)
+				continue
+			}
 			e.pages = append(e.pages, h.class.page(r.pages[h.first+g]))
 		}
 	}
@@ -161,7 +179,11 @@ func (st *Store) copyRowLocked(s *session, l, p int, mine *row, e *encoder) {
 		if s.freed[m] > p || s.lengths[m] <= p*attention.PageLen {
 			continue
 		}
-		for i := h.first; i < h.first+len(h.groups); i++ {
+		for g := range h.groups {
+			if !h.stores(g, p) {
+				continue
+			}
+			i := h.first + g
 			e.copies = append(e.copies, struct{ to, from []byte }{h.class.page(mine.pages[i]), h.class.page(shared.pages[i])})
 		}
 	}

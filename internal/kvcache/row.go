@@ -11,7 +11,7 @@ import "unsafe"
 type row struct {
 	shape  *shape
 	refs   int32
-	pages  []pageID // [shards] 0 where a layer has no position here, or nobody sees them any more
+	pages  []pageID // [shards] 0 where a layer has no position here, another stripe has them, or nobody sees them any more
 	hashes []uint64 // [shards] chained hash at the row's end, where a layer has filled it
 	left   []int32  // [layers] of the sharers, how many see the layer's positions here no more; nil is none
 	bytes  int64    // of its pages
@@ -106,11 +106,14 @@ func (st *Store) freeLocked(r *row, l int) {
 	}
 }
 
-// whole says whether every held shard has a page here.
-func (r *row) whole() bool {
-	for _, id := range r.pages {
-		if id == 0 {
-			return false
+// whole says whether every held shard that has page p, whose row it is, has it here.
+func (r *row) whole(p int) bool {
+	for l := range r.shape.layers {
+		h := &r.shape.layers[l]
+		for i := range h.groups {
+			if r.pages[h.first+i] == 0 && h.stores(i, p) {
+				return false
+			}
 		}
 	}
 	return true

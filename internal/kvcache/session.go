@@ -186,7 +186,7 @@ func (s *session) filled() int { return slices.Min(s.lengths) / attention.PageLe
 // pageBytes returns the bytes of the pages that the session refers to.
 func (s *session) pageBytes() (n int64) {
 	for l, h := range s.shape.layers {
-		n += int64(pagesOf(s.lengths[l])-s.freed[l]) * int64(len(h.groups)*h.class.size)
+		n += h.pageBytes(s.freed[l], pagesOf(s.lengths[l]))
 	}
 	return n
 }

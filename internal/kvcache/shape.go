@@ -30,7 +30,8 @@ type Config struct {
 	Replicas int
 }
 
-// HeldLayer has the held groups of a layer, ascending; empty if the layer is held elsewhere.
+// HeldLayer has the held groups of a layer, ascending; empty if the layer is held elsewhere. Of a layer in stripes they are the numbers of
+// the held shards, here as everywhere in this package; see shard.LayerSpec.Shards.
 type HeldLayer struct {
 	Layer  shard.Layer
 	Groups []shard.Group
@@ -79,6 +80,54 @@ func (h *heldLayer) seenFrom(at int) int {
 	return (at - int(w)) / attention.PageLen
 }
 
+// stores says whether the i-th of the held groups has page p. If the layer is in stripes, other stripes have the other pages.
+func (h *heldLayer) stores(i, p int) bool {
+	return !h.Striped() || h.Stores(int(h.groups[i]), p/attention.SplitPages)
+}
+
+// lead returns the first of the held groups that has page p, or -1.
+func (h *heldLayer) lead(p int) int {
+	for i := range h.groups {
+		if h.stores(i, p) {
+			return i
+		}
+	}
+	return -1
+}
+
+// pages returns how many of the pages [from, to) all held groups together have.
+func (h *heldLayer) pages(from, to int) int {
+	if !h.Striped() {
+		return max(to-from, 0) * len(h.groups)
+	}
+	n := 0
+	for p := from; p < to; p++ {
+		for i := range h.groups {
+			if h.stores(i, p) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// pageBytes returns the bytes of the pages [from, to) of all held groups.
+func (h *heldLayer) pageBytes(from, to int) int64 {
+	return int64(h.pages(from, to)) * int64(h.class.size)
+}
+
+// stored returns how many of n positions from position from on all held groups together have.
+func (h *heldLayer) stored(from, n int) int {
+	all := 0
+	for _, g := range h.groups {
+		all += h.Stored(int(g), from, n)
+	}
+	return all
+}
+
+// name names one of the held groups for people.
+func (h *heldLayer) name(g shard.Group) string { return h.Name(int(g)) }
+
 // rowBytes returns the logical bytes of one position in one group.
 func (h *heldLayer) rowBytes() int {
 	n := h.Layout.KRowBytes() + h.Layout.VRowBytes()
@@ -118,8 +167,8 @@ func newShape(config Config, held []HeldLayer) (*shape, *Error) {
 		before = h.Layer
 		last := shard.Group(-1)
 		for _, g := range h.Groups {
-			if g <= last || int(g) >= config.Layers[h.Layer].KVHeads {
-				return nil, refuse(Invalid, "layer %d: held group %d after group %d of %d: they ascend", h.Layer, g, last, config.Layers[h.Layer].KVHeads).at(h.Layer, 0).of(g)
+			if g <= last || int(g) >= config.Layers[h.Layer].Shards() {
+				return nil, refuse(Invalid, "layer %d: held group %d after group %d of %d: they ascend", h.Layer, g, last, config.Layers[h.Layer].Shards()).at(h.Layer, 0).of(g)
 			}
 			last = g
 		}
@@ -181,7 +230,7 @@ func (c *Config) content() prefixKey {
 			causal = 1
 		}
 		number(uint64(l.Heads), uint64(l.KVHeads), uint64(l.Layout.DType()), uint64(l.Layout.Arithmetic()), uint64(l.Layout.HeadDim()), uint64(l.Layout.VDim()),
-			causal, uint64(max(o.WindowLeft, -1)), uint64(max(o.WindowRight, -1)))
+			causal, uint64(max(o.WindowLeft, -1)), uint64(max(o.WindowRight, -1)), uint64(max(l.Stripes, 1)))
 		floats([]float32{o.Scale, o.Softcap})
 		floats(o.AlibiSlopes)
 		floats(o.Sinks)

@@ -179,17 +179,22 @@ func (st *Store) hashesAt(s *session, l, n int) ([]uint64, *Error) {
 	pages := make([][]byte, len(h.groups))
 	st.mu.Lock()
 	for i := range pages {
-		pages[i] = h.class.page(s.row(p).pages[h.first+i])
+		if h.stores(i, p) {
+			pages[i] = h.class.page(s.row(p).pages[h.first+i])
+		}
 	}
 	st.mu.Unlock()
 	rows := makeRows(h.Layout, rest)
 	for i, page := range pages {
+		if page == nil {
+			continue // another stripe has it
+		}
 		if err := h.Layout.Read(page, 0, rest, rows); err != nil {
-			return nil, refuse(Invalid, "session %s: layer %d group %d: %v", s.id, h.layer, h.groups[i], err).at(h.layer, s.lengths[l]).of(h.groups[i])
+			return nil, refuse(Invalid, "session %s: layer %d %s: %v", s.id, h.layer, h.name(h.groups[i]), err).at(h.layer, s.lengths[l]).of(h.groups[i])
 		}
 		chain := Hasher{receipt: Receipt{Length: uint64(p * attention.PageLen), Hash: hashes[i]}}
 		if err := chain.Update(rows, rest, h.Layout); err != nil {
-			return nil, refuse(Invalid, "session %s: layer %d group %d: %v", s.id, h.layer, h.groups[i], err).at(h.layer, s.lengths[l]).of(h.groups[i])
+			return nil, refuse(Invalid, "session %s: layer %d %s: %v", s.id, h.layer, h.name(h.groups[i]), err).at(h.layer, s.lengths[l]).of(h.groups[i])
 		}
 		hashes[i] = chain.Receipt().Hash
 	}

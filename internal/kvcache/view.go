@@ -119,6 +119,10 @@ func (st *Store) openView(v *View, s *session, l int, query uint64, rows []*row,
 	for i := range h.groups {
 		pages := v.pages[i*end:][:end]
 		for p := from; p < end; p++ {
+			if !h.stores(i, p) {
+				pages[p] = h.class.nans() // another stripe has it, and is asked for it
+				continue
+			}
 			pages[p] = h.class.page(v.rows[p-from].pages[h.first+i])
 		}
 	}

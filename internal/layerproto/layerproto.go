@@ -89,14 +89,14 @@ func ReadStepCodec(codec headwaterv1.StepCodec) (contextframe.Codec, bool) {
 	return contextframe.Codec(n), contextframe.Codec(n).Known()
 }
 
-// SessionLayer writes one layer of a session's config.
-func SessionLayer(l *shard.LayerSpec) *headwaterv1.SessionLayer {
+// sessionLayer writes one layer of a session's config.
+func sessionLayer(l *shard.LayerSpec) *headwaterv1.SessionLayer {
 	o := &l.Options
 	storage, arithmetic := Stored(l.Layout)
 	return &headwaterv1.SessionLayer{
 		NHeads: uint32(l.Heads), NKvHeads: uint32(l.KVHeads), HeadDim: uint32(l.HeadDim()), VDim: uint32(l.VDim()), Storage: storage, Arithmetic: arithmetic,
 		Causal: o.Causal, WindowLeft: max(o.WindowLeft, -1), WindowRight: max(o.WindowRight, -1),
-		Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks,
+		Scale: o.Scale, Softcap: o.Softcap, AlibiSlopes: o.AlibiSlopes, Sinks: o.Sinks, Stripes: uint32(l.Stripes),
 	}
 }
 
@@ -104,7 +104,7 @@ func SessionLayer(l *shard.LayerSpec) *headwaterv1.SessionLayer {
 func SessionLayers(layers []shard.LayerSpec) []*headwaterv1.SessionLayer {
 	out := make([]*headwaterv1.SessionLayer, len(layers))
 	for i := range layers {
-		out[i] = SessionLayer(&layers[i])
+		out[i] = sessionLayer(&layers[i])
 	}
 	return out
 }
@@ -129,8 +129,11 @@ func ReadSessionLayers(messages []*headwaterv1.SessionLayer) ([]shard.LayerSpec,
 		if layers[i], err = readLayer(shape, m.GetStorage(), m.GetArithmetic(), options); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
+		if layers[i], err = layers[i].WithStripes(int(min(m.GetStripes(), shard.MaxStripes+1))); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
 	}
-	if _, err := shard.GeometryOf(layers); err != nil {
+	if _, err := shard.HeldGeometry(layers); err != nil {
 		return nil, err
 	}
 	return layers, nil

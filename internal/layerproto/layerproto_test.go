@@ -38,6 +38,9 @@ func drawLayer(t *rapid.T) shard.LayerSpec {
 	if err == nil && l.Storage() == tensor.BF16 {
 		l, err = l.WithArithmetic(attention.Arithmetic(rapid.IntRange(0, 2).Draw(t, "arithmetic")))
 	}
+	if err == nil && !l.Windowed() {
+		l, err = l.WithStripes(rapid.IntRange(0, 3).Draw(t, "stripes"))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +48,7 @@ func drawLayer(t *rapid.T) shard.LayerSpec {
 }
 
 func same(a, b shard.LayerSpec) bool {
-	return a.Shape() == b.Shape() && a.Layout == b.Layout && a.Options.Causal == b.Options.Causal && a.Options.Scale == b.Options.Scale &&
+	return a.Shape() == b.Shape() && a.Layout == b.Layout && a.Stripes == b.Stripes && a.Options.Causal == b.Options.Causal && a.Options.Scale == b.Options.Scale &&
 		a.Options.Softcap == b.Options.Softcap && a.Options.WindowLeft == b.Options.WindowLeft && a.Options.WindowRight == b.Options.WindowRight &&
 		slices.Equal(a.Options.AlibiSlopes, b.Options.AlibiSlopes) && slices.Equal(a.Options.Sinks, b.Options.Sinks)
 }
@@ -69,12 +72,14 @@ func TestLayersComeBackFromMessages(t *testing.T) {
 			t.Fatalf("%+v became %+v: %v", layers, back, err)
 		}
 		// A problem of a job has the same fields.
-		m := layerproto.SessionLayer(&layers[0])
+		whole := layers[0] // which is in no stripes
+		whole.Stripes = 0
+		m := layerproto.SessionLayers([]shard.LayerSpec{whole})[0]
 		if one, err := layerproto.ReadProblem(&headwaterv1.Problem{
 			NHeads: m.NHeads, NKvHeads: m.NKvHeads, HeadDim: m.HeadDim, VDim: m.VDim, Storage: m.Storage, Arithmetic: m.Arithmetic,
 			Causal: m.Causal, WindowLeft: m.WindowLeft, WindowRight: m.WindowRight, Scale: m.Scale, Softcap: m.Softcap, AlibiSlopes: m.AlibiSlopes, Sinks: m.Sinks,
-		}); err != nil || !same(one, layers[0]) {
-			t.Fatalf("as a problem %+v became %+v: %v", layers[0], one, err)
+		}); err != nil || !same(one, whole) {
+			t.Fatalf("as a problem %+v became %+v: %v", whole, one, err)
 		}
 	})
 }
@@ -150,7 +155,7 @@ func TestNumbersAreThoseOfTheProtocol(t *testing.T) {
 			t.Errorf("%s is %s: %v", want.step, back, ok)
 		}
 	}
-	if len(headwaterv1.ContextCodec_name) != len(codecs)+1 || len(headwaterv1.StepCodec_name) != len(codecs)+2 {
+	if len(headwaterv1.ContextCodec_name) != len(codecs)+1 || len(headwaterv1.StepCodec_name) != len(codecs)+3 { // raw and parts have no frame
 		t.Errorf("the protocol has %d and %d codecs", len(headwaterv1.ContextCodec_name)-1, len(headwaterv1.StepCodec_name)-1)
 	}
 	for _, n := range []int32{-1, 0, 5, 6, 255, 256, 257, math.MaxInt32, math.MinInt32} {
@@ -176,7 +181,7 @@ func TestArithmetic(t *testing.T) {
 		if err != nil || l[0].Arithmetic() != a {
 			t.Fatalf("%s: %v", a, err)
 		}
-		sent := layerproto.SessionLayer(&l[0])
+		sent := layerproto.SessionLayers(l[:1])[0]
 		if sent.GetStorage() != headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED {
 			t.Errorf("%s is sent with storage %s", a, sent.GetStorage())
 		}

@@ -141,11 +141,11 @@ const (
 )
 
 // Query implements fanout.Input, as do the next four.
-func (w *work) Query(dst []byte, _ int)    { fill(dst, querySeed) }
-func (w *work) Key(dst []byte, _ int)      { fill(dst, keySeed) }
-func (w *work) Value(dst []byte, _ int)    { fill(dst, valueSeed) }
-func (w *work) KeyScale([]byte, int)       {} // of int8 alone
-func (w *work) ValueScale(_ []byte, _ int) {}
+func (w *work) Query(dst []byte, _ int)       { fill(dst, querySeed) }
+func (w *work) Key(dst []byte, _, _ int)      { fill(dst, keySeed) }
+func (w *work) Value(dst []byte, _, _ int)    { fill(dst, valueSeed) }
+func (w *work) KeyScale([]byte, int, int)     {} // of int8 alone
+func (w *work) ValueScale(_ []byte, _, _ int) {}
 
 // Take implements fanout.Output.
 func (w *work) Take(_ int, context, lse []float32) {

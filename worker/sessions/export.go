@@ -50,12 +50,17 @@ func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc
 	l := layer.Layout
 	each := max(rpc.BlockBytes/(l.KRowBytes()+l.VRowBytes()+8), 1)
 	for _, g := range groups {
-		for at := start; at < start+count; {
-			n := int(min(uint64(each), start+count-at))
-			if err := s.exportBlock(stream, m, layer, g, at, n); err != nil {
-				return err
+		var err error
+		layer.Runs(int(g), int(start), int(count), func(at, count, _ int) bool {
+			for end := at + count; at < end && err == nil; {
+				n := min(each, end-at)
+				err = s.exportBlock(stream, m, layer, g, uint64(at), n)
+				at += n
 			}
-			at += uint64(n)
+			return err == nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

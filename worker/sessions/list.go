@@ -75,7 +75,7 @@ func (s *Service) prefixes(ctx context.Context, m *headwaterv1.PrefixQuery) ([]*
 	var told []*headwaterv1.PrefixHolding
 	size := 0
 	for _, found := range s.m.Store.Prefixes(&config, m.GetTokens()) {
-		one := &headwaterv1.PrefixHolding{Layers: writeHeld(found.Held), Positions: uint64(found.Positions)}
+		one := &headwaterv1.PrefixHolding{Layers: writeHeld(config.Layers, found.Held), Positions: uint64(found.Positions)}
 		if size += proto.Size(one); size > maxListBytes {
 			break
 		}

@@ -66,8 +66,8 @@ func (s *Service) CreateSession(ctx context.Context, m *headwaterv1.CreateSessio
 	}
 	for _, h := range m.GetHeld() {
 		held := kvcache.HeldLayer{Layer: shard.Layer(h.GetLayer())}
-		for _, g := range h.GetGroups() {
-			held.Groups = append(held.Groups, shard.Group(g))
+		if held.Groups, err = readHeld(req.Config.Layers, h); err != nil {
+			return nil, err
 		}
 		req.Held = append(req.Held, held)
 	}

@@ -41,6 +41,10 @@ type step struct {
 	q       []float32 // [groups, attend, heads, head_dim]
 	mask    []byte    // [attend, tree]
 	items   []attention.Item
+	// Of a layer in stripes, whose answer is parts:
+	striped bool
+	apart   []attention.Apart // [groups]
+	parts   []attention.Part  // of all of them
 }
 
 // do does a step: it checks the request, appends, attends, and makes the answer; what it has appended is kept once there is
@@ -110,6 +114,9 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 		st.pending.Commit()
 		return nil
 	}
+	if st.striped {
+		return s.parts(ctx, t)
+	}
 	rows := len(st.groups) * int(m.Attend) * st.heads
 	raw := rpc.NewBuffer(4 * rows * (st.vDim + 1))
 	out := attention.Output{Context: raw.Floats()[:rows*st.vDim], LSE: raw.Floats()[rows*st.vDim:]}
@@ -142,6 +149,44 @@ func (s *Service) perform(ctx context.Context, t *task) (err error) {
 	return nil
 }
 
+// parts answers with the parts of the splits that are held here. Whoever has those of the others as well makes the contexts.
+func (s *Service) parts(ctx context.Context, t *task) error {
+	m, r, st := &t.request.Step, &t.response.Result, &t.step
+	v := &st.pending.View
+	rows := int(m.Attend) * st.heads
+	seen := m.SplitsSeen(v.Layer)
+	st.apart, st.parts = st.apart[:0], st.parts[:0]
+	splits := 0
+	for _, g := range st.groups {
+		splits += v.Layer.SplitsBelow(int(g), seen)
+	}
+	payload := rpc.NewBuffer(4 * splits * rows * (st.vDim + 2))
+	rest := payload.Floats()
+	cut := func(n int) (part []float32) {
+		part, rest = rest[:n:n], rest[n:]
+		return part
+	}
+	for range splits {
+		st.parts = append(st.parts, attention.Part{M: cut(rows), L: cut(rows), O: cut(rows * st.vDim)})
+	}
+	left := st.parts
+	for _, g := range st.groups {
+		n := v.Layer.SplitsBelow(int(g), seen)
+		st.apart = append(st.apart, attention.Apart{First: int(g) % v.Layer.Stripes, Step: v.Layer.Stripes, Parts: left[:n:n]})
+		left = left[n:]
+	}
+	if splits > 0 { // else the queries see nothing of what is held here
+		if err := s.attend(ctx, t, attention.Output{}); err != nil {
+			payload.Free()
+			return err
+		}
+	}
+	r.Codec, t.response.Payload = m.Codec, payload
+	s.m.Observe.Context(observe.CodecOf("raw"), len(payload.Bytes()), len(payload.Bytes()))
+	st.pending.Commit()
+	return nil
+}
+
 // keep lets the answer have its part of the room until it is written, and gives the other back.
 func (t *task) keep(share *rpc.Share, room int64) {
 	if answer := t.response.Payload; answer != nil {
@@ -163,16 +208,7 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	if m.Tree > 0 {
 		query.MaskFrom = st.pending.View.Len - int(m.Tree)
 	}
-	n := len(st.groups)
-	q, c, lse := len(st.q)/n, len(out.Context)/n, len(out.LSE)/n // of a group
-	st.items = st.items[:0]
-	for i, g := range st.groups {
-		query.Q, query.FirstHead = st.q[i*q:(i+1)*q], int(g)*st.heads
-		st.items = append(st.items, attention.Item{
-			KV: st.pending.View.KV(st.at[i]), Query: query, Options: st.options,
-			Output: attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]},
-		})
-	}
+	st.ask(query, out)
 	defer clear(st.items) // What they hold belongs to others.
 	return s.m.Use(ctx, class, func(thread *attention.Thread) error {
 		started := time.Now()
@@ -192,6 +228,36 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	})
 }
 
+// ask makes an item of each group that is answered; of a layer in stripes of each shard, whose query is its group's.
+func (st *step) ask(query attention.Query, out attention.Output) {
+	st.items = st.items[:0]
+	if st.striped {
+		layer := st.pending.View.Layer
+		q, at, last := int(st.query.Tokens)*st.heads*layer.HeadDim(), -1, -1
+		for i, g := range st.groups {
+			group := layer.GroupOf(int(g))
+			if group != last {
+				at, last = at+1, group
+			}
+			if len(st.apart[i].Parts) == 0 {
+				continue
+			}
+			query.Q, query.FirstHead = st.q[at*q:(at+1)*q], group*st.heads
+			st.items = append(st.items, attention.Item{KV: st.pending.View.KV(st.at[i]), Query: query, Options: st.options, Apart: &st.apart[i]})
+		}
+		return
+	}
+	n := len(st.groups)
+	q, c, lse := len(st.q)/n, len(out.Context)/n, len(out.LSE)/n // of a group
+	for i, g := range st.groups {
+		query.Q, query.FirstHead = st.q[i*q:(i+1)*q], int(g)*st.heads
+		st.items = append(st.items, attention.Item{
+			KV: st.pending.View.KV(st.at[i]), Query: query, Options: st.options,
+			Output: attention.Output{Context: out.Context[i*c : (i+1)*c], LSE: out.LSE[i*lse : (i+1)*lse]},
+		})
+	}
+}
+
 // seen returns the bytes of keys and values that the queries of a step see.
 func (st *step) seen(m *session.Step) int64 {
 	v := &st.pending.View
@@ -199,7 +265,11 @@ func (st *step) seen(m *session.Step) int64 {
 	if left := v.Layer.Options.WindowLeft; left >= 0 {
 		positions -= max(int64(m.QueryPosition)-left, 0)
 	}
-	return max(positions, 0) * int64(v.Layer.Layout.PageBytes()) / attention.PageLen * int64(len(st.items))
+	page := int64(v.Layer.Layout.PageBytes())
+	if st.striped {
+		return int64(len(st.parts)) * attention.SplitPages * page // the newest split may be shorter
+	}
+	return max(positions, 0) * page / attention.PageLen * int64(len(st.items))
 }
 
 // notFinite refuses a step for what its kernel or its codec could not do.
@@ -235,7 +305,8 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	codec, _ := layerproto.ReadStepCodec(m.Codec)
 	st.heads, st.vDim, st.options = heads, l.VDim(), layer.Options
 	st.raw, st.codec = m.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW, codec
-	sizes, err := m.Check(layer, len(groups), len(payload.Bytes()))
+	st.striped = layer.Striped()
+	sizes, err := m.Check(layer, groups, len(payload.Bytes()))
 	if err != nil {
 		return 0, err.Error()
 	}
@@ -243,6 +314,9 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	m.Answered(len(groups), func(i int) { st.groups, st.at = append(st.groups, groups[i]), append(st.at, i) })
 	n, attend := int64(len(st.groups)), int64(m.Attend)
 	answer, mask := 4*n*attend*int64(heads)*int64(l.VDim()+1), attend*int64(m.Tree)
+	if st.striped {
+		answer = m.AnswerBytes(layer, groups)
+	}
 	dt := l.DType()
 	if m.Append > 0 && m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
 		dt = tensor.F32
@@ -250,7 +324,9 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	b := payload.Bytes()
 	if i, x, ok := tensor.CheckFinite(b[:sizes.Q], tensor.F32, false); !ok {
 		row := int64(i) / int64(l.HeadDim())
-		return 0, fmt.Sprintf("q of group %d, token %d, head %d: element %d is %v", st.groups[row/(attend*int64(heads))], row/int64(heads)%attend, row%int64(heads), int64(i)%int64(l.HeadDim()), x)
+		var asked []int
+		m.Groups(layer, groups, func(group int) { asked = append(asked, group) })
+		return 0, fmt.Sprintf("q of group %d, token %d, head %d: element %d is %v", asked[row/(attend*int64(heads))], row/int64(heads)%attend, row%int64(heads), int64(i)%int64(l.HeadDim()), x)
 	}
 	cut := func(size int64) (part []byte) {
 		part, b = b[:size:size], b[size:]
@@ -265,7 +341,7 @@ func (st *step) read(m *session.Step, payload *rpc.Buffer, layer *shard.LayerSpe
 	}
 	st.query = attention.Query{Tokens: int(m.Attend), Heads: heads, Offset: int64(m.QueryPosition)}
 	room = answer + mask
-	if !st.raw && answer > 0 {
+	if !st.raw && !st.striped && answer > 0 {
 		room += contextframe.MaxFrameBytes(codec, int(n*attend), heads, l.VDim())
 	}
 	return room, ""
@@ -293,6 +369,8 @@ func (st *step) unpack(m *session.Step) {
 func (st *step) release() {
 	st.pending.Abort()
 	st.append, st.query, st.options, st.q = kvcache.Append{}, attention.Query{}, attention.Options{}, nil
+	clear(st.apart)
+	clear(st.parts)
 	if cap(st.mask) > 1<<14 {
 		st.mask = nil
 	}

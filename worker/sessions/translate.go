@@ -159,7 +159,7 @@ func (s *Service) state(st kvcache.State, told detail) *headwaterv1.SessionState
 		}
 		m.Layers = append(m.Layers, one)
 	}
-	self := &headwaterv1.Holder{Name: s.m.Name, Boot: s.boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes), Layers: writeHeld(st.Held)}
+	self := &headwaterv1.Holder{Name: s.m.Name, Boot: s.boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes), Layers: writeHeld(st.Config.Layers, st.Held)}
 	m.Holders = []*headwaterv1.Holder{self}
 	if told != listed {
 		m.Config = writeConfig(st.Config)
@@ -167,11 +167,31 @@ func (s *Service) state(st kvcache.State, told detail) *headwaterv1.SessionState
 	return m
 }
 
-func writeHeld(held []kvcache.HeldLayer) (layers []*headwaterv1.HeldLayer) {
+// readHeld reads the held groups of a layer, or shards if it is in stripes. The store checks them.
+func readHeld(layers []shard.LayerSpec, m *headwaterv1.HeldLayer) (groups []shard.Group, err error) {
+	held, other := m.GetGroups(), m.GetShards()
+	if int64(m.GetLayer()) < int64(len(layers)) && layers[m.GetLayer()].Striped() {
+		held, other = other, held
+	}
+	if len(other) > 0 {
+		return nil, invalidSession("layer %d: groups are held of a layer that is not in stripes, and shards of one that is", m.GetLayer())
+	}
+	for _, g := range held {
+		groups = append(groups, shard.Group(g))
+	}
+	return groups, nil
+}
+
+// writeHeld is what is held of a session's layers, of which a config has these.
+func writeHeld(config []shard.LayerSpec, held []kvcache.HeldLayer) (layers []*headwaterv1.HeldLayer) {
 	for _, h := range held {
 		layer := &headwaterv1.HeldLayer{Layer: uint32(h.Layer)}
+		var numbers []uint32
 		for _, g := range h.Groups {
-			layer.Groups = append(layer.Groups, uint32(g))
+			numbers = append(numbers, uint32(g))
+		}
+		if layer.Groups = numbers; config[h.Layer].Striped() {
+			layer.Groups, layer.Shards = nil, numbers
 		}
 		layers = append(layers, layer)
 	}

@@ -128,6 +128,9 @@ func (s *Service) WatchAttention(m *headwaterv1.WatchAttentionRequest, stream gr
 	if err != nil {
 		return refusal(err)
 	}
+	if layer.Striped() {
+		return invalidSession("session %s: layer %d is held in %d stripes: no worker has all positions that its queries see", id, m.GetLayer(), layer.Stripes)
+	}
 	one := &watch{session: id, layer: m.GetLayer(), group: shard.Group(m.GetGroup()), queries: make(chan *query, 1)}
 	if int64(m.GetGroup()) >= int64(layer.KVHeads) || !slices.Contains(groups, one.group) {
 		return invalidSession("session %s: layer %d group %d: it is not held here", id, m.GetLayer(), m.GetGroup())

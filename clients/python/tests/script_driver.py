@@ -92,7 +92,10 @@ class Driver:
                 window_left=int(args["window"]) if "window" in args else None,
             )
             ttl = float(args.get("ttl", "0s").removesuffix("s"))
-            session = self.clients[0].open([layer] * number["layers"], tokens=tokens(args), tenant=args.get("tenant", ""), name=name, ttl=ttl)
+            stripes = int(args.get("stripes", 0))
+            session = self.clients[0].open(
+                [layer] * number["layers"], tokens=tokens(args), tenant=args.get("tenant", ""), name=name, ttl=ttl, stripes=stripes
+            )
             self.sessions[name] = session
             return self.lengths(session)
         if verb == "why":

@@ -62,6 +62,36 @@ def test_a_session_outlives_a_worker() -> None:
         headwater.local(replicas=9)
 
 
+def test_stripes_have_the_bits_of_one_worker() -> None:
+    """One group on two workers, each with every second split of it, relayed and direct."""
+    rng = np.random.default_rng(1)
+    layer = headwater.Layer(4, 1, 8, storage="bf16")
+    tokens = 5000
+    q, k, v = (rng.standard_normal((tokens, heads, 8), np.float32) for heads in (4, 1, 1))
+    found = []
+    with headwater.local(workers=2, **SMALL) as cluster:
+        for stripes, direct in ((0, False), (2, False), (3, True)):
+            with cluster.client(timeout=60, direct=direct) as client, client.open([layer], stripes=stripes) as session:
+                assert session.layers[0].stripes == max(stripes, 1)
+                held = client.find_session(session.id).holders
+                assert len(held) == (2 if stripes else 1)
+                contexts = [session.step(0, q[:-3], k[:-3], v[:-3])]
+                contexts += [session.step(0, q[i : i + 1], k[i : i + 1], v[i : i + 1]) for i in range(tokens - 3, tokens)]
+                session.truncate(3000)
+                contexts.append(session.step(0, q[3000:3010], k[3000:3010], v[3000:3010]))
+                found.append((np.concatenate([c.context for c in contexts]), np.concatenate([c.lse for c in contexts])))
+                with client.attach(session.receipt(), keep=False) as again:
+                    again.step(0, q[:1], k[:1], v[:1])
+        with cluster.client(timeout=60) as client:
+            with pytest.raises(ValueError, match="stripes is 65, not from 0 to 64"):
+                client.open([layer], stripes=65)
+    for other in found[1:]:
+        for a, b in zip(other, found[0]):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="stripes is 2, and a layer with window_left is held whole"):
+        headwater.Layer(1, 1, 8, window_left=5, stripes=2)
+
+
 def test_its_log_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     log = tmp_path / "cluster.log"
     log.write_text("before\n")

@@ -78,7 +78,8 @@ function paint() {
     set(td, text);
     td.classList.toggle("lacks", owner < 0 || copies < m.replicas);
     td.style.background = owner < 0 ? "" : by === "owner" ? hue(owner) : by === "load" ? heat(load / most) : copies < m.replicas ? "" : hue(copies);
-    const label = `layer ${l}, group ${g}: ` + (owner < 0 ? "held by nobody" : m.holders[owner].worker + (copies ? ", and " + count(copies, "copy", "copies") : ""));
+    const part = layer.stripes ? `group ${Math.floor(g / layer.stripes)} stripe ${g % layer.stripes}` : `group ${g}`;
+    const label = `layer ${l}, ${part}: ` + (owner < 0 ? "held by nobody" : m.holders[owner].worker + (copies ? ", and " + count(copies, "copy", "copies") : ""));
     if (td.title !== label) td.title = label;
   }));
   const lacking = m.layers.reduce((n, layer) => n + layer.owner.filter((o, g) => o < 0 || layer.copies[g] < m.replicas).length, 0);

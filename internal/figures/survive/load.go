@@ -61,13 +61,16 @@ func (f *figures) startLoad(ctx context.Context, o localcluster.Options, direct 
 	return l, nil
 }
 
-// start starts a cluster without sessions.
+// start starts a cluster without sessions: three workers and a copy of each shard, unless it is said how many workers.
 func (f *figures) start(ctx context.Context, o localcluster.Options) (*load, error) {
 	program, err := filepath.Abs(filepath.Join(f.bin, "coord"))
 	if err != nil {
 		return nil, err
 	}
-	o.Workers, o.Threads, o.Memory, o.Replicas, o.Command, o.Log = 3, 1, 2<<30, 1, []string{program}, f.log
+	if o.Workers == 0 {
+		o.Workers, o.Replicas = 3, 1
+	}
+	o.Threads, o.Memory, o.Command, o.Log = 1, 2<<30, []string{program}, f.log
 	cluster, err := localcluster.Start(ctx, o)
 	if err != nil {
 		return nil, err

@@ -16,6 +16,8 @@
 //	drain_errors       errors that the sessions have had meanwhile
 //	drain_mbs          bytes a second of sessions that nobody steps, while a worker is drained without a bound of --copy-rate / those of a
 //	                   gRPC stream on loopback
+//	mqa_2w             tokens of a session of one group that see 65,536 positions: two workers over one, each of one thread / the kernel
+//	                   on two cores over one
 //
 // The samples are kept as JSON. It runs in a network namespace of its own if that is possible; otherwise blackhole_pause_ms is left out.
 package main
@@ -89,6 +91,7 @@ var groups = []group{
 	{[]string{"hedge_p99", "hedge_share"}, hedgeTail},
 	{[]string{"drain_p99", "drain_errors"}, drainTokens},
 	{[]string{"drain_mbs"}, drainRate},
+	{[]string{"mqa_2w"}, mqa},
 }
 
 func run(ctx context.Context, args []string) error {

@@ -74,7 +74,7 @@ func (c *Conns) Create(ctx context.Context, h *Holding, req *headwaterv1.CreateS
 		if err != nil {
 			return nil, err
 		}
-		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: h.first(req.GetEpoch()), Config: req.GetConfig(), Held: h.holders[i].held(), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin, Call: call}
+		own := &headwaterv1.CreateSessionRequest{Session: req.GetSession(), Epoch: h.first(req.GetEpoch()), Config: req.GetConfig(), Held: h.holders[i].held(h.layers), Tokens: req.GetTokens(), Workers: req.GetWorkers(), Begin: begin, Call: call}
 		resp, err := s.CreateSession(ctx, own)
 		return resp.GetState(), err
 	})
@@ -241,7 +241,7 @@ func (h *Holding) slice(o *Holder, layers []*headwaterv1.LayerState) ([]*headwat
 	}
 	var own []*headwaterv1.LayerState
 	for _, l := range layers {
-		if int64(l.GetLayer()) >= int64(len(h.layers)) || len(l.GetHashes()) != h.layers[l.GetLayer()].KVHeads {
+		if int64(l.GetLayer()) >= int64(len(h.layers)) || len(l.GetHashes()) != h.layers[l.GetLayer()].Shards() {
 			return nil, invalid("layer %d with %d hashes is not one of the session's", l.GetLayer(), len(l.GetHashes()))
 		}
 		groups := o.Groups[l.GetLayer()]
@@ -277,7 +277,7 @@ func (h *Holding) sliceBegin(o *Holder, layers []*headwaterv1.BeginLayer) ([]*he
 	}
 	var own []*headwaterv1.BeginLayer
 	for _, l := range layers {
-		if int64(l.GetLayer()) >= int64(len(h.layers)) || l.GetFirst() > 0 && len(l.GetHashes()) != h.layers[l.GetLayer()].KVHeads || l.GetFirst() == 0 && len(l.GetHashes()) != 0 {
+		if int64(l.GetLayer()) >= int64(len(h.layers)) || l.GetFirst() > 0 && len(l.GetHashes()) != h.layers[l.GetLayer()].Shards() || l.GetFirst() == 0 && len(l.GetHashes()) != 0 {
 			return nil, invalid("layer %d, which begins at position %d with %d hashes, is not one of the session's", l.GetLayer(), l.GetFirst(), len(l.GetHashes()))
 		}
 		groups := o.Groups[l.GetLayer()]
@@ -369,8 +369,8 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 	}
 	layers, known := make([]*headwaterv1.LayerState, len(h.layers)), make([][]bool, len(h.layers))
 	for l, one := range common {
-		known[l] = make([]bool, h.layers[l].KVHeads)
-		layers[l] = &headwaterv1.LayerState{Layer: uint32(l), Length: one.length, Chain: one.chain, Hashes: make([]uint64, h.layers[l].KVHeads)}
+		known[l] = make([]bool, h.layers[l].Shards())
+		layers[l] = &headwaterv1.LayerState{Layer: uint32(l), Length: one.length, Chain: one.chain, Hashes: make([]uint64, h.layers[l].Shards())}
 	}
 	for i, s := range states {
 		o := h.holders[i]
@@ -386,7 +386,7 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 			}
 			for j, g := range o.layer(at, &h.layers[at]) {
 				if known[at][g] && hashes[j] != layers[at].Hashes[g] {
-					return nil, refused(o.Name, session.Errorf(session.Different, "session %x: layer %d group %d has hash %016x, its copy at another holder %016x", id, at, g, hashes[j], layers[at].Hashes[g]))
+					return nil, refused(o.Name, session.Errorf(session.Different, "session %x: layer %d %s has hash %016x, its copy at another holder %016x", id, at, h.layers[at].Name(g), hashes[j], layers[at].Hashes[g]))
 				}
 				layers[at].Hashes[g], known[at][g] = hashes[j], true
 			}

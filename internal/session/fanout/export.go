@@ -8,20 +8,26 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"headwater.example/attention"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // Export reads keys and values of one layer and calls do with each message, ascending by group, then by position. If a holder is lost
 // on the way, it goes on where it was with those that have the rest. The chained hashes prove that what they send follows what was
 // sent.
 func (c *Conns) Export(ctx context.Context, p *Place, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
-	x := &exported{req: req}
+	x := &exported{req: req, hashes: map[int]uint64{}}
 	var own error // of the caller: no other holder helps
 	err := c.past(ctx, p, func(h *Holding) error {
+		if int64(req.GetLayer()) >= int64(len(h.layers)) {
+			return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
+		}
+		x.layer = &h.layers[req.GetLayer()]
 		for _, rest := range x.rest(h) {
-			err := c.export(ctx, h, rest, func(m *headwaterv1.ExportSessionResponse) error {
+			err := c.exportGroups(ctx, h, rest, func(m *headwaterv1.ExportSessionResponse) error {
 				if err := x.follow(m); err != nil {
 					return err
 				}
@@ -46,19 +52,27 @@ func (c *Conns) Export(ctx context.Context, p *Place, req *headwaterv1.ExportSes
 // exported is how far an export has come.
 type exported struct {
 	req   *headwaterv1.ExportSessionRequest
+	layer *shard.LayerSpec
 	begun bool
 	group uint32 // of the newest message
 	next  uint64 // position after it
-	hash  uint64 // of the group, after it
+	// hashes are, of the group's shards, those after what was sent of them.
+	hashes map[int]uint64
 }
 
 // follow notes a message, which must go on where the newest one of its group has ended.
 func (x *exported) follow(m *headwaterv1.ExportSessionResponse) error {
-	same := x.begun && m.GetGroup() == x.group
-	if same && m.GetStart() == x.next && m.GetHashBefore() != x.hash {
+	if !x.begun || m.GetGroup() != x.group {
+		clear(x.hashes)
+	}
+	stripe := 0
+	if x.layer.Striped() {
+		stripe = int(m.GetStart()/attention.SplitLen) % x.layer.Stripes
+	}
+	if before, sent := x.hashes[stripe]; sent && m.GetStart() == x.next && m.GetHashBefore() != before {
 		return session.Errorf(session.Different, "session %x: layer %d group %d has other positions before %d than it had: it was changed while it was read", x.req.GetSession(), x.req.GetLayer(), x.group, x.next)
 	}
-	x.begun, x.group, x.next, x.hash = true, m.GetGroup(), m.GetStart()+uint64(m.GetCount()), m.GetHashAfter()
+	x.begun, x.group, x.next, x.hashes[stripe] = true, m.GetGroup(), m.GetStart()+uint64(m.GetCount()), m.GetHashAfter()
 	return nil
 }
 
@@ -88,12 +102,23 @@ func (x *exported) rest(h *Holding) (all []*headwaterv1.ExportSessionRequest) {
 	return all
 }
 
-func (c *Conns) export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
-	if int64(req.GetLayer()) >= int64(len(h.layers)) {
-		return invalid("layer %d of %d", req.GetLayer(), len(h.layers))
+// exportGroups exports whole groups.
+func (c *Conns) exportGroups(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	if layer := &h.layers[req.GetLayer()]; !h.parts[req.GetLayer()][0].holder.parted(layer) {
+		return c.export(ctx, h, req, do)
 	}
+	return c.heeded(ctx, h, func(ctx context.Context) error { return c.exportStripes(ctx, h, req, do) })
+}
+
+// export exports held groups: of a layer in stripes, shards.
+func (c *Conns) export(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest, do func(*headwaterv1.ExportSessionResponse) error) error {
+	return c.heeded(ctx, h, func(ctx context.Context) error { return c.exportParts(ctx, h, req, do) })
+}
+
+// heeded gives an export up if a holder hangs which the others can replace.
+func (c *Conns) heeded(ctx context.Context, h *Holding, export func(context.Context) error) error {
 	ctx, stop := c.heed(ctx, func() bool { return c.silent(h) != nil }, h.holders...)
-	err := c.exportParts(ctx, h, req, do)
+	err := export(ctx)
 	if silent := stop(); err != nil && silent != nil {
 		return silent
 	}
@@ -134,7 +159,7 @@ func (x *exporting) close() {
 func (c *Conns) openExport(ctx context.Context, h *Holding, req *headwaterv1.ExportSessionRequest) (*exporting, error) {
 	parts := h.parts[req.GetLayer()]
 	x := &exporting{
-		layer: req.GetLayer(), parts: parts, owner: slices.Repeat([]int{-1}, h.layers[req.GetLayer()].KVHeads),
+		layer: req.GetLayer(), parts: parts, owner: slices.Repeat([]int{-1}, h.layers[req.GetLayer()].Shards()),
 		streams: make([]headwaterv1.SessionService_ExportSessionClient, len(parts)), heads: make([]*headwaterv1.ExportSessionResponse, len(parts)),
 		memory: make([]*rpc.Buffer, len(parts)),
 	}

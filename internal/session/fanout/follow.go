@@ -31,7 +31,8 @@ type block struct {
 	before   *block // of the same layer, nil for the first
 	step     session.Step
 	payload  *rpc.Buffer   // nil before it is fetched, and once it was sent
-	after    []uint64      // by group of the target, the hash after it
+	rows     []int         // by group of the target, how many of the positions it has: all, unless the layer is in stripes
+	after    []uint64      // by group of the target, the hash after it where it has any
 	fetched  chan struct{} // closed once it was fetched
 	appended chan struct{} // closed once the target has it
 }
@@ -79,7 +80,7 @@ func (r *restore) blocks(lengths []uint64) (all []*block) {
 			n := min(uint64(max(1, min(copyBytes/r.row(l), shard.MaxStepTokens))), lengths[l]-at)
 			b := &block{layer: l, start: at, n: n, before: last[l], fetched: make(chan struct{}), appended: make(chan struct{})}
 			b.step = session.Step{
-				Session: r.temp, Epoch: 1, Truncations: r.cuts, Layer: uint32(l), Append: uint32(n), Encoding: layerproto.StorageType(r.layers[l].Storage()),
+				Session: r.temp, Epoch: 1, Truncations: r.cuts, Layer: uint32(l), Length: at, Append: uint32(n), Encoding: layerproto.StorageType(r.layers[l].Storage()),
 				AppendID: r.NewID(),
 			}
 			all, last[l], more = append(all, b), b, true
@@ -91,7 +92,7 @@ func (r *restore) blocks(lengths []uint64) (all []*block) {
 // fetchAll asks the session's holders for blocks, one after the other, and lets each be read beside that.
 func (r *restore) fetchAll(ctx context.Context, blocks []*block, asked chan<- *block, run func(func() error)) error {
 	for _, b := range blocks {
-		size := b.step.Sizes(&r.layers[b.layer], len(r.target.Groups[b.layer])).Total()
+		size := b.step.Sizes(&r.layers[b.layer], r.held(b.layer)).Total()
 		if r.OnCopy != nil {
 			if err := r.OnCopy(ctx, int(size), r.still); err != nil {
 				return err
@@ -117,6 +118,15 @@ func (r *restore) fetchAll(ctx context.Context, blocks []*block, asked chan<- *b
 	return nil
 }
 
+// held returns the target's groups of a layer.
+func (r *restore) held(layer int) []shard.Group {
+	held := make([]shard.Group, len(r.target.Groups[layer]))
+	for i, g := range r.target.Groups[layer] {
+		held[i] = shard.Group(g)
+	}
+	return held
+}
+
 // wanted asks for the rows of the target's groups of a layer.
 func (r *restore) wanted(layer int, start, count uint64) *headwaterv1.ExportSessionRequest {
 	req := &headwaterv1.ExportSessionRequest{Session: r.state.GetSession(), Layer: uint32(layer), Start: start, Count: count}
@@ -138,14 +148,22 @@ func (r *restore) index(layer int, m *headwaterv1.ExportSessionResponse) (int, e
 // fetch reads a block.
 func (r *restore) fetch(x *exporting, b *block) error {
 	layer, groups := &r.layers[b.layer], r.target.Groups[b.layer]
-	sizes, bytes := b.step.Sizes(layer, len(groups)), b.payload.Bytes()
-	have := make([]uint64, len(groups))
-	b.after = make([]uint64, len(groups))
+	sizes, bytes := b.step.Sizes(layer, r.held(b.layer)), b.payload.Bytes()
+	have, first := make([]int, len(groups)), make([]int, len(groups)) // rows that came, and those of the payload before each group's
+	b.after, b.rows = make([]uint64, len(groups)), make([]int, len(groups))
+	for i, g := range groups {
+		if b.rows[i] = layer.Stored(g, int(b.start), int(b.n)); i > 0 {
+			first[i] = first[i-1] + b.rows[i-1]
+		}
+	}
 	err := x.read(func(m *headwaterv1.ExportSessionResponse) error {
 		i, err := r.index(b.layer, m)
-		at := m.GetStart() - b.start
-		if err != nil || m.GetStart() < b.start || at != have[i] || at+uint64(m.GetCount()) > b.n {
+		if err != nil || m.GetStart() < b.start || m.GetStart() > b.start+b.n {
 			return err // what is missing is seen below
+		}
+		at := layer.Stored(groups[i], int(b.start), int(m.GetStart()-b.start))
+		if at != have[i] || at+int(m.GetCount()) > b.rows[i] {
+			return nil
 		}
 		scale := 0
 		if layer.Storage() == tensor.I8 {
@@ -153,21 +171,21 @@ func (r *restore) fetch(x *exporting, b *block) error {
 		}
 		put := func(from int64, width int, rows []byte) {
 			if len(rows) == width*int(m.GetCount()) {
-				copy(bytes[from+int64(width)*int64(uint64(i)*b.n+at):], rows)
+				copy(bytes[from+int64(width)*int64(first[i]+at):], rows)
 			}
 		}
 		put(0, layer.HeadDim()*layer.Storage().Size(), m.GetK())
 		put(sizes.K, layer.VDim()*layer.Storage().Size(), m.GetV())
 		put(sizes.K+sizes.V, scale, m.GetKScale())
 		put(sizes.K+sizes.V+sizes.Scale, scale, m.GetVScale())
-		have[i] += uint64(m.GetCount())
+		have[i] += int(m.GetCount())
 		b.after[i] = m.GetHashAfter()
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(have, func(n uint64) bool { return n != b.n }) {
+	if !slices.Equal(have, b.rows) {
 		return errChanged
 	}
 	close(b.fetched)
@@ -213,6 +231,11 @@ func (r *restore) receiveAll(sent <-chan *block) error {
 		}
 		resp.Payload.Free()
 		f := &r.filled[b.layer]
+		for i, n := range b.rows {
+			if n == 0 {
+				b.after[i] = f.hashes[i]
+			}
+		}
 		switch x := &resp.Result; {
 		case x.Err != nil:
 			return refused(r.target.Name, x.Err)

@@ -82,11 +82,11 @@ type tensors struct {
 	context, lse map[int][]float32
 }
 
-func (x *tensors) Query(dst []byte, g int)      { copy(dst, x.q[g]) }
-func (x *tensors) Key(dst []byte, g int)        { copy(dst, x.k[g]) }
-func (x *tensors) Value(dst []byte, g int)      { copy(dst, x.v[g]) }
-func (x *tensors) KeyScale(dst []byte, g int)   { panic("float32 has no scales") }
-func (x *tensors) ValueScale(dst []byte, g int) { panic("float32 has no scales") }
+func (x *tensors) Query(dst []byte, g int)         { copy(dst, x.q[g]) }
+func (x *tensors) Key(dst []byte, g, _ int)        { copy(dst, x.k[g]) }
+func (x *tensors) Value(dst []byte, g, _ int)      { copy(dst, x.v[g]) }
+func (x *tensors) KeyScale(dst []byte, g, _ int)   { panic("float32 has no scales") }
+func (x *tensors) ValueScale(dst []byte, g, _ int) { panic("float32 has no scales") }
 
 func (x *tensors) Take(group int, context, lse []float32) {
 	x.context[group], x.lse[group] = append([]float32(nil), context...), append([]float32(nil), lse...)

@@ -17,7 +17,9 @@ type Holder struct {
 	Name    string
 	Boot    []byte
 	Address string
-	Groups  [][]int // by layer, ascending; nil is all groups of all layers
+	// Groups are those of each layer, ascending; nil is all groups of all layers. Of a layer in stripes they are the numbers of its shards,
+	// here as everywhere in this package where groups are held; see shard.LayerSpec.Shards.
+	Groups [][]int
 
 	pace atomic.Pointer[pace] // the one that Conns.pace returned last
 }
@@ -29,6 +31,7 @@ func (o *Holder) peer() rpc.Peer { return rpc.Peer{Name: o.Name, Address: o.Addr
 type part struct {
 	holder  *Holder
 	groups  []int
+	units   []int  // groups of which it is sent keys and values: all, if it is a coordinator; else those that it holds
 	answers []int  // groups that it answers for
 	bits    []byte // answers as Step.Answers has them, nil if they are all groups
 }
@@ -139,23 +142,23 @@ func NewHolding(layers []shard.LayerSpec, holders ...*Holder) (*Holding, error) 
 	answers := make([]int, len(holders)) // groups of all layers so far
 	for l := range layers {
 		layer := &layers[l]
-		held := make([][]int, layer.KVHeads) // by group, indices of the parts that have it
-		var index []int                      // of each part's holder
+		held := make([][]int, layer.Shards()) // by group, indices of the parts that have it
+		var index []int                       // of each part's holder
 		for i, o := range holders {
 			groups := o.layer(l, layer)
 			for j, g := range groups {
-				if g < 0 || g >= layer.KVHeads || j > 0 && g <= groups[j-1] {
-					return nil, fmt.Errorf("holder %q: layer %d: groups %v are not ascending below %d", o.Name, l, groups, layer.KVHeads)
+				if g < 0 || g >= layer.Shards() || j > 0 && g <= groups[j-1] {
+					return nil, fmt.Errorf("holder %q: layer %d: groups %v are not ascending below %d", o.Name, l, groups, layer.Shards())
 				}
 				held[g] = append(held[g], len(h.parts[l]))
 			}
 			if len(groups) > 0 {
-				h.parts[l], index = append(h.parts[l], part{holder: o, groups: groups}), append(index, i)
+				h.parts[l], index = append(h.parts[l], part{holder: o, groups: groups, units: o.units(layer, groups)}), append(index, i)
 			}
 		}
 		for g, by := range held {
 			if len(by) == 0 {
-				return nil, fmt.Errorf("layer %d: nobody holds group %d", l, g)
+				return nil, fmt.Errorf("layer %d: nobody holds %s", l, layer.Name(g))
 			}
 			p := slices.MinFunc(by, func(a, b int) int {
 				return cmp.Or(cmp.Compare(len(h.parts[l][a].answers), len(h.parts[l][b].answers)), cmp.Compare(answers[index[a]], answers[index[b]]))
@@ -209,23 +212,39 @@ func (o *Holder) layer(l int, layer *shard.LayerSpec) []int {
 	if o.Groups != nil {
 		return o.Groups[l]
 	}
-	all := make([]int, layer.KVHeads)
+	all := make([]int, layer.Shards())
 	for g := range all {
 		all[g] = g
 	}
 	return all
 }
 
-// held returns the groups that a holder is asked to hold, nil if it plans itself.
-func (o *Holder) held() []*headwaterv1.HeldLayer {
+// parted says whether a holder takes and gives parts of a layer, which is in stripes, by shard. A worker does; a coordinator, which
+// looks like a holder of all, takes and gives whole groups.
+func (o *Holder) parted(layer *shard.LayerSpec) bool { return layer.Striped() && o.Groups != nil }
+
+// units returns the groups of which a holder is sent keys and values.
+func (o *Holder) units(layer *shard.LayerSpec, held []int) []int {
+	if !layer.Striped() || o.parted(layer) {
+		return held
+	}
+	return held[:layer.KVHeads] // of all shards, as numbers of groups
+}
+
+// held returns the groups that a holder is asked to hold of a session of these layers, nil if it plans itself.
+func (o *Holder) held(layers []shard.LayerSpec) []*headwaterv1.HeldLayer {
 	var held []*headwaterv1.HeldLayer
 	for l, groups := range o.Groups {
 		if len(groups) == 0 {
 			continue
 		}
 		layer := &headwaterv1.HeldLayer{Layer: uint32(l)}
-		for _, g := range groups {
-			layer.Groups = append(layer.Groups, uint32(g))
+		numbers := make([]uint32, len(groups))
+		for i, g := range groups {
+			numbers[i] = uint32(g)
+		}
+		if layer.Groups = numbers; layers[l].Striped() {
+			layer.Groups, layer.Shards = nil, numbers
 		}
 		held = append(held, layer)
 	}
@@ -257,14 +276,17 @@ func (h *Holding) Answers(layer, group int) string {
 	return "" // NewHolding makes none such
 }
 
-// Whole reports whether one holder has all groups of a layer, and no others will: a step's payload can be given away then.
-func (h *Holding) Whole(layer int) bool { return len(h.parts[layer]) == 1 && h.replicas == 0 }
+// Whole reports whether one holder has all groups of a layer, and no others will: a step's payload can be given away then. A worker's
+// answer for a layer in stripes is parts, which are never given on.
+func (h *Holding) Whole(layer int) bool {
+	return len(h.parts[layer]) == 1 && h.replicas == 0 && !h.layers[layer].Striped()
+}
 
 // proto returns the holders as messages.
 func (h *Holding) proto() []*headwaterv1.Holder {
 	all := make([]*headwaterv1.Holder, len(h.holders))
 	for i, o := range h.holders {
-		all[i] = &headwaterv1.Holder{Name: o.Name, Boot: o.Boot, Address: o.Address, Layers: o.held()}
+		all[i] = &headwaterv1.Holder{Name: o.Name, Boot: o.Boot, Address: o.Address, Layers: o.held(h.layers)}
 	}
 	return all
 }
@@ -278,10 +300,15 @@ func ParseHolding(layers []shard.LayerSpec, holders []*headwaterv1.Holder) (*Hol
 			if int64(held.GetLayer()) >= int64(len(layers)) {
 				return nil, fmt.Errorf("holder %q: layer %d of %d", o.GetName(), held.GetLayer(), len(layers))
 			}
-			if len(held.GetGroups()) > layers[held.GetLayer()].KVHeads || groups[held.GetLayer()] != nil {
+			layer := &layers[held.GetLayer()]
+			numbers, others := held.GetGroups(), held.GetShards()
+			if layer.Striped() {
+				numbers, others = others, numbers
+			}
+			if len(numbers) > layer.Shards() || len(others) > 0 || groups[held.GetLayer()] != nil {
 				return nil, fmt.Errorf("holder %q: layer %d: more groups than it has", o.GetName(), held.GetLayer())
 			}
-			for _, g := range held.GetGroups() {
+			for _, g := range numbers {
 				groups[held.GetLayer()] = append(groups[held.GetLayer()], int(g))
 			}
 		}

@@ -60,11 +60,11 @@ func unheld(layers []shard.LayerSpec, holders []*headwaterv1.Holder) *headwaterv
 	}
 	held := make([][]bool, len(layers))
 	for l := range layers {
-		held[l] = make([]bool, layers[l].KVHeads)
+		held[l] = make([]bool, layers[l].Shards())
 	}
 	for _, o := range holders {
 		for _, of := range o.GetLayers() {
-			for _, g := range of.GetGroups() {
+			for _, g := range slices.Concat(of.GetGroups(), of.GetShards()) {
 				if int64(of.GetLayer()) < int64(len(held)) && int64(g) < int64(len(held[of.GetLayer()])) {
 					held[of.GetLayer()][g] = true
 				}

@@ -244,7 +244,7 @@ func (r *restore) begin(ctx context.Context, states []*headwaterv1.SessionState)
 		}
 	}
 	req := &headwaterv1.CreateSessionRequest{
-		Session: r.temp[:], Epoch: epochOf(1, r.lane), Config: r.state.GetConfig(), Held: r.target.held(), Call: r.call,
+		Session: r.temp[:], Epoch: epochOf(1, r.lane), Config: r.state.GetConfig(), Held: r.target.held(r.layers), Call: r.call,
 	}
 	for l, groups := range r.target.Groups {
 		f := &r.filled[l]

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
@@ -19,12 +20,13 @@ import (
 type Input interface {
 	// Query is q [attend, group size, head_dim] in f32.
 	Query(dst []byte, group int)
-	// Key and Value are k [append, head_dim] and v [append, v_dim] in the step's encoding.
-	Key(dst []byte, group int)
-	Value(dst []byte, group int)
-	// KeyScale and ValueScale are [append] in f32; they are called for int8 only.
-	KeyScale(dst []byte, group int)
-	ValueScale(dst []byte, group int)
+	// Key and Value are k [append, head_dim] and v [append, v_dim] in the step's encoding: as many rows as dst has room for, from a row
+	// on.
+	Key(dst []byte, group, from int)
+	Value(dst []byte, group, from int)
+	// KeyScale and ValueScale are [append] in f32, likewise; they are called for int8 only.
+	KeyScale(dst []byte, group, from int)
+	ValueScale(dst []byte, group, from int)
 }
 
 // Output takes a step's context group by group.
@@ -79,6 +81,11 @@ type Call struct {
 	lse       []float32
 	hashes    []uint64 // scratch: by group, the hash after the step where it is known
 	known     []bool
+	// Scratch of a layer in stripes: by shard, the parts that came, of one group those of each split, and who joins them.
+	came   [][]float32
+	splits []attention.Part
+	joiner attention.Joiner
+	frame  []byte
 }
 
 // callPart is what one holder is asked.
@@ -86,6 +93,7 @@ type callPart struct {
 	call     *Call
 	holder   *Holder
 	groups   []int
+	units    []int         // see part
 	answers  []int         // groups of these that it answers for, empty if nothing attends
 	bits     []byte        // answers as Step.Answers has them
 	own      own           // memory of answers and bits where they are not as a rule
@@ -221,7 +229,9 @@ func (c *Call) share(may bool) (spared bool) {
 func (c *Call) ask(p *callPart) {
 	s, m := c.step, &p.request.Step
 	hashes, mask, tokens := m.Hashes[:0], m.TreeMask[:0], m.Tokens[:0]
-	*m = s.Step
+	if *m = s.Step; p.holder.parted(&c.holding.layers[s.Layer]) {
+		m.Codec = headwaterv1.StepCodec_STEP_CODEC_PARTS
+	}
 	if s.Span != nil {
 		m.Trace, p.end = s.Span(p.holder.Name)
 	}
@@ -247,7 +257,7 @@ func (c *Call) nextPart(held *part) *callPart {
 		p = &callPart{call: c, request: new(session.Request), response: new(session.Response)}
 		c.parts[n] = p
 	}
-	p.holder, p.groups, p.answers, p.bits, p.answered, p.err, p.end = held.holder, held.groups, held.answers, held.bits, false, nil, nil
+	p.holder, p.groups, p.units, p.answers, p.bits, p.answered, p.err, p.end = held.holder, held.groups, held.units, held.answers, held.bits, false, nil, nil
 	p.pace, p.sent = c.lane.conns.pace(held.holder), c.sent
 	p.left.Store(2)
 	p.state.Store(partWaits)
@@ -272,6 +282,9 @@ func (c *Call) fits(layer *shard.LayerSpec) error {
 	answer := 4 * int(s.Attend) * layer.GroupSize() * (layer.VDim() + 1)
 	for _, p := range c.parts {
 		n := max(query*len(p.answers)+(key+value+2*scale)*len(p.groups), answer*len(p.answers))
+		if p.holder.parted(layer) {
+			n = max(s.partedBytes(p, layer), 4*s.partFloats(layer)*s.splitsOf(p, layer))
+		}
 		if n += 8*len(p.groups) + len(s.TreeMask) + 5*len(s.Tokens) + roomForFields; n > rpc.MaxMessageBytes {
 			return invalid("layer %d: %d tokens to append and %d that attend make a message of about %d bytes at holder %q, at most %d are allowed: cut the step into fewer tokens",
 				s.Layer, s.Append, s.Attend, n, p.holder.Name, rpc.MaxMessageBytes)
@@ -301,6 +314,7 @@ func stepBytes(l *shard.LayerSpec, s *session.Step) (query, key, value, scale in
 type Payload struct {
 	tensors [5][]byte // q, k, v, k_scale, v_scale, each by group
 	sizes   [5]int    // of one group
+	rows    int       // of one group, but of q
 }
 
 // Cut finds the tensors in the payload of a step on all groups. The queries are those of the groups that it is to be answered for.
@@ -308,6 +322,7 @@ func (p *Payload) Cut(l *shard.LayerSpec, s *session.Step, payload []byte) error
 	var sizes [5]int
 	sizes[0], sizes[1], sizes[2], sizes[3] = stepBytes(l, s)
 	sizes[4] = sizes[3]
+	p.rows = max(int(s.Append), 1)
 	at := 0
 	for i, size := range sizes {
 		n := size * l.KVHeads
@@ -326,44 +341,59 @@ func (p *Payload) Cut(l *shard.LayerSpec, s *session.Step, payload []byte) error
 	return nil
 }
 
-func (p *Payload) put(dst []byte, tensor, group int) {
-	copy(dst, p.tensors[tensor][group*p.sizes[tensor]:])
+func (p *Payload) put(dst []byte, tensor, group, from int) {
+	copy(dst, p.tensors[tensor][group*p.sizes[tensor]+from*(p.sizes[tensor]/p.rows):])
 }
 
 // Query implements Input.
-func (p *Payload) Query(dst []byte, group int) { p.put(dst, 0, group) }
+func (p *Payload) Query(dst []byte, group int) { p.put(dst, 0, group, 0) }
 
 // Key implements Input.
-func (p *Payload) Key(dst []byte, group int) { p.put(dst, 1, group) }
+func (p *Payload) Key(dst []byte, group, from int) { p.put(dst, 1, group, from) }
 
 // Value implements Input.
-func (p *Payload) Value(dst []byte, group int) { p.put(dst, 2, group) }
+func (p *Payload) Value(dst []byte, group, from int) { p.put(dst, 2, group, from) }
 
 // KeyScale implements Input.
-func (p *Payload) KeyScale(dst []byte, group int) { p.put(dst, 3, group) }
+func (p *Payload) KeyScale(dst []byte, group, from int) { p.put(dst, 3, group, from) }
 
 // ValueScale implements Input.
-func (p *Payload) ValueScale(dst []byte, group int) { p.put(dst, 4, group) }
+func (p *Payload) ValueScale(dst []byte, group, from int) { p.put(dst, 4, group, from) }
 
 // cut makes the payload for one holder.
 func (s *Step) cut(p *callPart, layer *shard.LayerSpec) *rpc.Buffer {
+	if p.holder.parted(layer) {
+		return s.cutParted(p, layer)
+	}
 	query, key, value, scale := stepBytes(layer, &s.Step)
-	b := rpc.NewBuffer(len(p.answers)*query + len(p.groups)*(key+value+2*scale))
+	asked := p.asked(layer)
+	b := rpc.NewBuffer(len(asked)*query + len(p.units)*(key+value+2*scale))
 	rest := b.Bytes()
-	each := func(groups []int, size int, fill func(Input, []byte, int)) {
-		for _, g := range groups {
+	for _, g := range asked {
+		s.Input.Query(rest[:query], g)
+		rest = rest[query:]
+	}
+	each := func(size int, fill func(Input, []byte, int, int)) {
+		for _, g := range p.units {
 			if size > 0 {
-				fill(s.Input, rest[:size], g)
+				fill(s.Input, rest[:size], g, 0)
 				rest = rest[size:]
 			}
 		}
 	}
-	each(p.answers, query, Input.Query)
-	each(p.groups, key, Input.Key)
-	each(p.groups, value, Input.Value)
-	each(p.groups, scale, Input.KeyScale)
-	each(p.groups, scale, Input.ValueScale)
+	each(key, Input.Key)
+	each(value, Input.Value)
+	each(scale, Input.KeyScale)
+	each(scale, Input.ValueScale)
 	return b
+}
+
+// asked returns the groups whose context a holder gives, unless it gives parts.
+func (p *callPart) asked(layer *shard.LayerSpec) []int {
+	if layer.Striped() && len(p.answers) > 0 {
+		return p.units
+	}
+	return p.answers
 }
 
 const (
@@ -595,15 +625,21 @@ func (c *Call) gather() error {
 			return wrong(p.holder.Name, "its chain is %016x then, that of holder %q %016x", r.Chain, c.heard[0].holder.Name, c.heard[0].response.Result.Chain)
 		case len(p.answers) == 0 && p.response.Payload != nil:
 			return wrong(p.holder.Name, "it answers with a context where nothing attends")
-		case len(p.answers) > 0 && r.Codec != s.Codec:
-			return wrong(p.holder.Name, "its context is in codec %s, not %s", r.Codec, s.Codec)
+		case len(p.answers) > 0 && r.Codec != p.request.Step.Codec:
+			return wrong(p.holder.Name, "its context is in codec %s, not %s", r.Codec, p.request.Step.Codec)
 		}
 	}
 	if err := c.agree(); err != nil {
 		return err
 	}
+	if s.Attend > 0 && c.heard[0].holder.parted(layer) {
+		if err := c.join(layer); err != nil {
+			return err
+		}
+	}
 	for _, p := range c.heard {
 		switch {
+		case p.holder.parted(layer):
 		case s.Input == nil:
 			s.Answer, p.response.Payload = p.response.Payload, nil
 		case len(p.answers) > 0:
@@ -625,7 +661,8 @@ func (c *Call) gather() error {
 
 // agree checks that all holders of a group report the same hash.
 func (c *Call) agree() error {
-	groups := c.holding.layers[c.step.Layer].KVHeads
+	layer := &c.holding.layers[c.step.Layer]
+	groups := layer.Shards()
 	if cap(c.hashes) < groups {
 		c.hashes, c.known = make([]uint64, groups), make([]bool, groups)
 	}
@@ -635,7 +672,7 @@ func (c *Call) agree() error {
 		for j, g := range p.groups {
 			h := p.response.Result.Hashes[j]
 			if known[g] && h != hashes[g] {
-				return wrong(p.holder.Name, "layer %d group %d has hash %016x then, its copy at another holder %016x", c.step.Layer, g, h, hashes[g])
+				return wrong(p.holder.Name, "layer %d %s has hash %016x then, its copy at another holder %016x", c.step.Layer, layer.Name(g), h, hashes[g])
 			}
 			hashes[g], known[g] = h, true
 		}
@@ -645,8 +682,8 @@ func (c *Call) agree() error {
 
 // take decodes one holder's context and hands it out.
 func (c *Call) take(p *callPart, layer *shard.LayerSpec) error {
-	s := c.step
-	tokens, heads := len(p.answers)*int(s.Attend), layer.GroupSize()
+	s, asked := c.step, p.asked(layer)
+	tokens, heads := len(asked)*int(s.Attend), layer.GroupSize()
 	var context, lse []float32
 	if s.Codec == headwaterv1.StepCodec_STEP_CODEC_RAW {
 		if n := len(p.response.Payload.Bytes()); n != 4*tokens*heads*(layer.VDim()+1) {
@@ -662,7 +699,7 @@ func (c *Call) take(p *callPart, layer *shard.LayerSpec) error {
 		}
 	}
 	one := int(s.Attend) * heads
-	for _, g := range p.answers {
+	for _, g := range asked {
 		s.Output.Take(g, context[:one*layer.VDim()], lse[:one])
 		context, lse = context[one*layer.VDim():], lse[one:]
 	}

@@ -688,14 +688,14 @@ func appended(r *rows, layer *shard.LayerSpec, m *session.Step, index int, paylo
 		size = 4
 	}
 	k, v := make([]byte, count*layer.HeadDim()*size), make([]byte, count*layer.VDim()*size)
-	payload.Key(k, index)
-	payload.Value(v, index)
+	payload.Key(k, index, 0)
+	payload.Value(v, index, 0)
 	var ks, vs []float32
 	if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_I8 {
 		b := make([]byte, 4*count)
-		payload.KeyScale(b, index)
+		payload.KeyScale(b, index, 0)
 		ks = floats(b)
-		payload.ValueScale(b, index)
+		payload.ValueScale(b, index, 0)
 		vs = floats(b)
 	} else if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
 		if k, ks, bad = narrow(floats(k), layer.HeadDim(), layer.Storage()); bad == nil {

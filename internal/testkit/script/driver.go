@@ -145,8 +145,12 @@ func (d *goDriver) open(ctx context.Context, c Command) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	stripes, err := c.Int("stripes", 0)
+	if err != nil {
+		return "", err
+	}
 	s, err := d.client.OpenSession(ctx, client.SessionOptions{
-		TTL: ttl, Layers: all, Tokens: ids, Tenant: c.Args["tenant"], Name: c.Name, Direct: d.direct, Codec: client.Codec(c.Args["codec"]),
+		Stripes: stripes, TTL: ttl, Layers: all, Tokens: ids, Tenant: c.Args["tenant"], Name: c.Name, Direct: d.direct, Codec: client.Codec(c.Args["codec"]),
 	})
 	if err != nil {
 		return d.told(err), nil

@@ -283,8 +283,9 @@ func (w *walk) restore(t *rapid.T) {
 	s.name, s.branch = fmt.Sprintf("s%d", w.opened), uint32(w.opened)
 	s.driver, s.direct = rapid.IntRange(0, len(w.clients)-1).Draw(t, "client"), rapid.Bool().Draw(t, "direct")
 	s.codec = rapid.SampledFrom(codecs).Draw(t, "codec")
+	s.stripes = rapid.SampledFrom([]int{0, 0, 2, 3}).Draw(t, "stripes")
 	restored, err := w.clients[s.driver].RestoreSession(t.Context(), bytes.NewReader(from.written), client.RestoreOptions{
-		Name: s.name, Direct: s.direct, Codec: s.codec, Workers: rapid.IntRange(0, w.Workers).Draw(t, "workers"),
+		Name: s.name, Direct: s.direct, Codec: s.codec, Workers: rapid.IntRange(0, w.Workers).Draw(t, "workers"), Stripes: s.stripes,
 	})
 	if err != nil {
 		if !w.tight || reason(t, err) != overBudget {

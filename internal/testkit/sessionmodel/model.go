@@ -115,6 +115,8 @@ type session struct {
 	tells  bool
 	tokens []uint32
 	branch uint32
+	// stripes is in how many each group is held of the layers without a left window; 0 is 1.
+	stripes int
 	// freed [layers] is how many pages have left a layer's window; of a loose session, at most. One that tells its tokens is
 	// loose, and one of which a step was done by some holders alone.
 	freed   []int

@@ -218,23 +218,33 @@ func (w *walk) check(t *rapid.T, s *session) {
 func (s *session) receipt(lengths []int) client.Receipt {
 	r := client.Receipt{Session: s.ID(), Truncations: s.Receipt().Truncations}
 	for i, l := range s.layers {
-		one := client.LayerReceipt{Length: uint64(lengths[i]), Hashes: make([]uint64, l.KVHeads)}
+		stripes := s.stripesOf(l)
+		one := client.LayerReceipt{Length: uint64(lengths[i]), Hashes: make([]uint64, l.KVHeads*stripes)}
 		kb, vb := l.HeadDim*l.Storage.Size(), l.VDim*l.Storage.Size()
 		for at, p := range s.kept[i][:lengths[i]] {
-			for g := range one.Hashes {
-				b := binary.LittleEndian.AppendUint64(nil, one.Hashes[g])
+			for g := range l.KVHeads {
+				shard := g*stripes + at/2048%stripes
+				b := binary.LittleEndian.AppendUint64(nil, one.Hashes[shard])
 				b = binary.LittleEndian.AppendUint64(b, uint64(at))
 				b = append(append(b, p.storedK[g*kb:][:kb]...), p.storedV[g*vb:][:vb]...)
 				if p.kScale != nil {
 					b = binary.LittleEndian.AppendUint32(b, math.Float32bits(p.kScale[g]))
 					b = binary.LittleEndian.AppendUint32(b, math.Float32bits(p.vScale[g]))
 				}
-				one.Hashes[g] = xxh3.Hash(b)
+				one.Hashes[shard] = xxh3.Hash(b)
 			}
 		}
 		r.Layers = append(r.Layers, one)
 	}
 	return r
+}
+
+// stripesOf is in how many stripes the session holds a layer's groups.
+func (s *session) stripesOf(l client.Layer) int {
+	if _, bounded := l.WindowLeft.Positions(); bounded {
+		return 1
+	}
+	return max(s.stripes, 1)
 }
 
 func (s *session) lengths() []int {
@@ -302,6 +312,7 @@ func (w *walk) draw(t *rapid.T) client.SessionOptions {
 		opts.Tenant = w.Tenant + rapid.SampledFrom([]string{"", "a"}).Draw(t, "tenant")
 		opts.Model = []byte(rapid.SampledFrom([]string{"", "m"}).Draw(t, "model"))
 		opts.Workers = rapid.IntRange(0, w.Workers).Draw(t, "workers")
+		opts.Stripes = rapid.SampledFrom([]int{0, 0, 0, 1, 2, 3}).Draw(t, "stripes")
 		w.kins = append(w.kins, opts)
 	}
 	w.opened++
@@ -322,7 +333,7 @@ func (w *walk) open(t *rapid.T) {
 	opts := w.draw(t)
 	s := &session{
 		driver: rapid.IntRange(0, len(w.clients)-1).Draw(t, "client"), name: opts.Name, direct: opts.Direct, codec: opts.Codec,
-		kept: make([][]*position, len(opts.Layers)), freed: make([]int, len(opts.Layers)), ttl: w.TTL,
+		kept: make([][]*position, len(opts.Layers)), freed: make([]int, len(opts.Layers)), ttl: w.TTL, stripes: opts.Stripes,
 		kin: fmt.Sprint(opts.Layers, opts.Tenant, "/", opts.Model), tells: rapid.IntRange(0, 2).Draw(t, "tells") > 0,
 	}
 	if opts.TTL > 0 {
@@ -381,9 +392,9 @@ func (w *walk) held(t *rapid.T, s *session) {
 	for _, h := range state.Holders {
 		one := holder{name: h.Name, used: w.now()}
 		for _, l := range h.Layers {
-			if len(l.Groups) > 0 {
+			if len(l.Groups)+len(l.Stripes) > 0 {
 				one.layers = append(one.layers, int(l.Layer))
-				one.groups += fmt.Sprint(l.Layer, l.Groups)
+				one.groups += fmt.Sprint(l.Layer, l.Groups, l.Stripes, s.stripesOf(s.layers[l.Layer]))
 			}
 		}
 		s.holders = append(s.holders, one)
@@ -574,6 +585,9 @@ func (s *session) load(h *holder, layer, n int, most bool) (total int64) {
 			groups, gone = 1, pagesOf(length)
 			if s.layers[l].WindowLeft == client.Unbounded {
 				gone = 0
+			}
+			if s.stripesOf(s.layers[l]) > 1 {
+				groups = 0 // it may have only stripes without positions
 			}
 		}
 		total += int64((pagesOf(length) - gone) * groups * pageBytes(s.layers[l]))

@@ -7,14 +7,13 @@
 package headwaterv1
 
 import (
-	reflect "reflect"
-	sync "sync"
-	unsafe "unsafe"
-
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
+	reflect "reflect"
+	sync "sync"
+	unsafe "unsafe"
 )
 
 const (
@@ -40,6 +39,10 @@ const (
 	StepCodec_STEP_CODEC_F16 StepCodec = 4
 	// A frame of int8 with one scale for each row. Lossy.
 	StepCodec_STEP_CODEC_I8 StepCodec = 5
+	// Parts in float32, which whoever has them of all splits makes the context of: for each shard that is answered for, and each
+	// of its splits that the queries see, both ascending, m [attend, group size], l [attend, group size] and o [attend, group
+	// size, v_dim]. Only of layers in stripes, and the only one of these from a worker. Since version 1.4.
+	StepCodec_STEP_CODEC_PARTS StepCodec = 6
 )
 
 // Enum value maps for StepCodec.
@@ -51,6 +54,7 @@ var (
 		3: "STEP_CODEC_BF16",
 		4: "STEP_CODEC_F16",
 		5: "STEP_CODEC_I8",
+		6: "STEP_CODEC_PARTS",
 	}
 	StepCodec_value = map[string]int32{
 		"STEP_CODEC_UNSPECIFIED": 0,
@@ -59,6 +63,7 @@ var (
 		"STEP_CODEC_BF16":        3,
 		"STEP_CODEC_F16":         4,
 		"STEP_CODEC_I8":          5,
+		"STEP_CODEC_PARTS":       6,
 	}
 )
 
@@ -421,7 +426,11 @@ type SessionLayer struct {
 	// Empty, or one logit for each query head.
 	Sinks []float32 `protobuf:"fixed32,12,rep,packed,name=sinks,proto3" json:"sinks,omitempty"`
 	// The arithmetic. It never changes. Since version 1.3.
-	Arithmetic    Arithmetic `protobuf:"varint,13,opt,name=arithmetic,proto3,enum=headwater.v1.Arithmetic" json:"arithmetic,omitempty"`
+	Arithmetic Arithmetic `protobuf:"varint,13,opt,name=arithmetic,proto3,enum=headwater.v1.Arithmetic" json:"arithmetic,omitempty"`
+	// In how many stripes each group is held, at most 64; 0 and 1 are none. Stripe i of n has those of a group's splits of 2,048
+	// positions whose number is i modulo n, so that more workers than there are groups hold a layer. The layer's shards are then
+	// numbered group * n + stripe. A layer with a left window has none. It changes no bit of an answer. Since version 1.4.
+	Stripes       uint32 `protobuf:"varint,14,opt,name=stripes,proto3" json:"stripes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -547,13 +556,23 @@ func (x *SessionLayer) GetArithmetic() Arithmetic {
 	return Arithmetic_ARITHMETIC_UNSPECIFIED
 }
 
+func (x *SessionLayer) GetStripes() uint32 {
+	if x != nil {
+		return x.Stripes
+	}
+	return 0
+}
+
 // HeldLayer says which groups of a layer a holder has.
 type HeldLayer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the layer.
 	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
-	// Groups, ascending; empty if the layer is held elsewhere.
-	Groups        []uint32 `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	// Groups, ascending; empty if the layer is held elsewhere, or in stripes.
+	Groups []uint32 `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	// Of a layer in stripes, in the place of groups: the numbers of the shards, ascending. A peer that does not know stripes finds
+	// nothing held. Since version 1.4.
+	Shards        []uint32 `protobuf:"varint,3,rep,packed,name=shards,proto3" json:"shards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -598,6 +617,13 @@ func (x *HeldLayer) GetLayer() uint32 {
 func (x *HeldLayer) GetGroups() []uint32 {
 	if x != nil {
 		return x.Groups
+	}
+	return nil
+}
+
+func (x *HeldLayer) GetShards() []uint32 {
+	if x != nil {
+		return x.Shards
 	}
 	return nil
 }
@@ -700,7 +726,8 @@ type LayerState struct {
 	Layer uint32 `protobuf:"varint,1,opt,name=layer,proto3" json:"layer,omitempty"`
 	// Positions held, the same in all of its groups.
 	Length uint64 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
-	// Chained hash of each held group, ascending by group; empty in a list of all sessions.
+	// Chained hash of each held group, ascending by group, or of each held shard of a layer in stripes, over the positions that it
+	// has; empty in a list of all sessions.
 	Hashes []uint64 `protobuf:"fixed64,3,rep,packed,name=hashes,proto3" json:"hashes,omitempty"`
 	// First position that is there, a multiple of 64. Earlier ones have left the layer's window and are freed.
 	First uint64 `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`
@@ -2455,7 +2482,7 @@ type ExportSessionRequest struct {
 	Count uint64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
 	// Whether to send token ids as well.
 	Tokens bool `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
-	// Groups to send, ascending; empty is all.
+	// Groups to send, ascending; empty is all. To a worker, of a layer in stripes: shards.
 	Groups        []uint32 `protobuf:"varint,6,rep,packed,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2533,10 +2560,11 @@ func (x *ExportSessionRequest) GetGroups() []uint32 {
 	return nil
 }
 
-// ExportSessionResponse is some positions of one group, ascending by group, then by position.
+// ExportSessionResponse is some positions of one group, ascending by group, then by position. Of a layer in stripes the positions are
+// of one split, and the hashes are those of the shard that has it.
 type ExportSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Group.
+	// Group. From a worker, of a layer in stripes: the shard.
 	Group uint32 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
 	// First position.
 	Start uint64 `protobuf:"varint,2,opt,name=start,proto3" json:"start,omitempty"`
@@ -2789,7 +2817,9 @@ type LaneRequest struct {
 	Step *Step `protobuf:"bytes,2,opt,name=step,proto3" json:"step,omitempty"`
 	// Tensors, one after the other, little endian, for the groups that the holder has of the layer, ascending: q
 	// [groups, attend, group size, head_dim] in f32; k [groups, append, head_dim] and v [groups, append, v_dim] in
-	// the step's encoding; for int8 k_scale [groups, append] and v_scale [groups, append] in f32.
+	// the step's encoding; for int8 k_scale [groups, append] and v_scale [groups, append] in f32. To a worker, of a layer in
+	// stripes: q of each group of which it answers for a shard, and of k, v and scales for each held shard, ascending, the
+	// positions that the shard has.
 	Payload       []byte `protobuf:"bytes,3,opt,name=payload,proto3" json:"payload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3481,7 +3511,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12\x1a\n" +
 	"\bunshared\x18\x06 \x01(\bR\bunshared\x12\x1f\n" +
 	"\breplicas\x18\a \x01(\rH\x00R\breplicas\x88\x01\x01B\v\n" +
-	"\t_replicas\"\xa9\x03\n" +
+	"\t_replicas\"\xc3\x03\n" +
 	"\fSessionLayer\x12\x17\n" +
 	"\an_heads\x18\x01 \x01(\rR\x06nHeads\x12\x1c\n" +
 	"\n" +
@@ -3500,10 +3530,12 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05sinks\x18\f \x03(\x02R\x05sinks\x128\n" +
 	"\n" +
 	"arithmetic\x18\r \x01(\x0e2\x18.headwater.v1.ArithmeticR\n" +
-	"arithmetic\"9\n" +
+	"arithmetic\x12\x18\n" +
+	"\astripes\x18\x0e \x01(\rR\astripes\"Q\n" +
 	"\tHeldLayer\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
-	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xb7\x01\n" +
+	"\x06groups\x18\x02 \x03(\rR\x06groups\x12\x16\n" +
+	"\x06shards\x18\x03 \x03(\rR\x06shards\"\xb7\x01\n" +
 	"\x06Holder\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -3741,14 +3773,15 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x06layers\x18\x02 \x03(\v2\x17.headwater.v1.LostLayerR\x06layers\"9\n" +
 	"\tLostLayer\x12\x14\n" +
 	"\x05layer\x18\x01 \x01(\rR\x05layer\x12\x16\n" +
-	"\x06groups\x18\x02 \x01(\fR\x06groups*\x8d\x01\n" +
+	"\x06groups\x18\x02 \x01(\fR\x06groups*\xa3\x01\n" +
 	"\tStepCodec\x12\x1a\n" +
 	"\x16STEP_CODEC_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTEP_CODEC_RAW\x10\x01\x12\x14\n" +
 	"\x10STEP_CODEC_EXACT\x10\x02\x12\x13\n" +
 	"\x0fSTEP_CODEC_BF16\x10\x03\x12\x12\n" +
 	"\x0eSTEP_CODEC_F16\x10\x04\x12\x11\n" +
-	"\rSTEP_CODEC_I8\x10\x05*\xb5\x03\n" +
+	"\rSTEP_CODEC_I8\x10\x05\x12\x14\n" +
+	"\x10STEP_CODEC_PARTS\x10\x06*\xb5\x03\n" +
 	"\x0eSessionProblem\x12\x1f\n" +
 	"\x1bSESSION_PROBLEM_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17SESSION_PROBLEM_INVALID\x10\x01\x12\x1b\n" +
@@ -3790,58 +3823,55 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_session_proto_rawDescData
 }
 
-var (
-	file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-	file_headwater_v1_session_proto_msgTypes  = make([]protoimpl.MessageInfo, 38)
-	file_headwater_v1_session_proto_goTypes   = []any{
-		StepCodec(0),                    // 0: headwater.v1.StepCodec
-		SessionProblem(0),               // 1: headwater.v1.SessionProblem
-		(*Epoch)(nil),                   // 2: headwater.v1.Epoch
-		(*SessionConfig)(nil),           // 3: headwater.v1.SessionConfig
-		(*SessionLayer)(nil),            // 4: headwater.v1.SessionLayer
-		(*HeldLayer)(nil),               // 5: headwater.v1.HeldLayer
-		(*Holder)(nil),                  // 6: headwater.v1.Holder
-		(*LayerState)(nil),              // 7: headwater.v1.LayerState
-		(*SessionState)(nil),            // 8: headwater.v1.SessionState
-		(*CreateSessionRequest)(nil),    // 9: headwater.v1.CreateSessionRequest
-		(*BeginLayer)(nil),              // 10: headwater.v1.BeginLayer
-		(*CreateSessionResponse)(nil),   // 11: headwater.v1.CreateSessionResponse
-		(*TakeSessionRequest)(nil),      // 12: headwater.v1.TakeSessionRequest
-		(*TakeSessionResponse)(nil),     // 13: headwater.v1.TakeSessionResponse
-		(*ForkSessionRequest)(nil),      // 14: headwater.v1.ForkSessionRequest
-		(*ForkSessionResponse)(nil),     // 15: headwater.v1.ForkSessionResponse
-		(*TruncateSessionRequest)(nil),  // 16: headwater.v1.TruncateSessionRequest
-		(*TruncateSessionResponse)(nil), // 17: headwater.v1.TruncateSessionResponse
-		(*PinSessionRequest)(nil),       // 18: headwater.v1.PinSessionRequest
-		(*PinSessionResponse)(nil),      // 19: headwater.v1.PinSessionResponse
-		(*DropSessionRequest)(nil),      // 20: headwater.v1.DropSessionRequest
-		(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
-		(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
-		(*PrefixQuery)(nil),             // 23: headwater.v1.PrefixQuery
-		(*PrefixHolding)(nil),           // 24: headwater.v1.PrefixHolding
-		(*ListSessionsResponse)(nil),    // 25: headwater.v1.ListSessionsResponse
-		(*SilentWorker)(nil),            // 26: headwater.v1.SilentWorker
-		(*CacheState)(nil),              // 27: headwater.v1.CacheState
-		(*PageState)(nil),               // 28: headwater.v1.PageState
-		(*ExportSessionRequest)(nil),    // 29: headwater.v1.ExportSessionRequest
-		(*ExportSessionResponse)(nil),   // 30: headwater.v1.ExportSessionResponse
-		(*AdoptSessionRequest)(nil),     // 31: headwater.v1.AdoptSessionRequest
-		(*AdoptSessionResponse)(nil),    // 32: headwater.v1.AdoptSessionResponse
-		(*LaneRequest)(nil),             // 33: headwater.v1.LaneRequest
-		(*Step)(nil),                    // 34: headwater.v1.Step
-		(*LaneResponse)(nil),            // 35: headwater.v1.LaneResponse
-		(*StepResult)(nil),              // 36: headwater.v1.StepResult
-		(*SessionError)(nil),            // 37: headwater.v1.SessionError
-		(*LostShards)(nil),              // 38: headwater.v1.LostShards
-		(*LostLayer)(nil),               // 39: headwater.v1.LostLayer
-		(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
-		StorageType(0),                  // 41: headwater.v1.StorageType
-		Arithmetic(0),                   // 42: headwater.v1.Arithmetic
-		(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
-		(*Quota)(nil),                   // 44: headwater.v1.Quota
-	}
-)
-
+var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_headwater_v1_session_proto_goTypes = []any{
+	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
+	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
+	(*Epoch)(nil),                   // 2: headwater.v1.Epoch
+	(*SessionConfig)(nil),           // 3: headwater.v1.SessionConfig
+	(*SessionLayer)(nil),            // 4: headwater.v1.SessionLayer
+	(*HeldLayer)(nil),               // 5: headwater.v1.HeldLayer
+	(*Holder)(nil),                  // 6: headwater.v1.Holder
+	(*LayerState)(nil),              // 7: headwater.v1.LayerState
+	(*SessionState)(nil),            // 8: headwater.v1.SessionState
+	(*CreateSessionRequest)(nil),    // 9: headwater.v1.CreateSessionRequest
+	(*BeginLayer)(nil),              // 10: headwater.v1.BeginLayer
+	(*CreateSessionResponse)(nil),   // 11: headwater.v1.CreateSessionResponse
+	(*TakeSessionRequest)(nil),      // 12: headwater.v1.TakeSessionRequest
+	(*TakeSessionResponse)(nil),     // 13: headwater.v1.TakeSessionResponse
+	(*ForkSessionRequest)(nil),      // 14: headwater.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),     // 15: headwater.v1.ForkSessionResponse
+	(*TruncateSessionRequest)(nil),  // 16: headwater.v1.TruncateSessionRequest
+	(*TruncateSessionResponse)(nil), // 17: headwater.v1.TruncateSessionResponse
+	(*PinSessionRequest)(nil),       // 18: headwater.v1.PinSessionRequest
+	(*PinSessionResponse)(nil),      // 19: headwater.v1.PinSessionResponse
+	(*DropSessionRequest)(nil),      // 20: headwater.v1.DropSessionRequest
+	(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
+	(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
+	(*PrefixQuery)(nil),             // 23: headwater.v1.PrefixQuery
+	(*PrefixHolding)(nil),           // 24: headwater.v1.PrefixHolding
+	(*ListSessionsResponse)(nil),    // 25: headwater.v1.ListSessionsResponse
+	(*SilentWorker)(nil),            // 26: headwater.v1.SilentWorker
+	(*CacheState)(nil),              // 27: headwater.v1.CacheState
+	(*PageState)(nil),               // 28: headwater.v1.PageState
+	(*ExportSessionRequest)(nil),    // 29: headwater.v1.ExportSessionRequest
+	(*ExportSessionResponse)(nil),   // 30: headwater.v1.ExportSessionResponse
+	(*AdoptSessionRequest)(nil),     // 31: headwater.v1.AdoptSessionRequest
+	(*AdoptSessionResponse)(nil),    // 32: headwater.v1.AdoptSessionResponse
+	(*LaneRequest)(nil),             // 33: headwater.v1.LaneRequest
+	(*Step)(nil),                    // 34: headwater.v1.Step
+	(*LaneResponse)(nil),            // 35: headwater.v1.LaneResponse
+	(*StepResult)(nil),              // 36: headwater.v1.StepResult
+	(*SessionError)(nil),            // 37: headwater.v1.SessionError
+	(*LostShards)(nil),              // 38: headwater.v1.LostShards
+	(*LostLayer)(nil),               // 39: headwater.v1.LostLayer
+	(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
+	(StorageType)(0),                // 41: headwater.v1.StorageType
+	(Arithmetic)(0),                 // 42: headwater.v1.Arithmetic
+	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
+	(*Quota)(nil),                   // 44: headwater.v1.Quota
+}
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
 	40, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration

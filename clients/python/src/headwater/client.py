@@ -8,6 +8,7 @@ import os
 import secrets
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from . import codecs, options, safetensors
 from .arrays import Array
 from .codecs import SessionCodec
 from .connection import METADATA, Connection
-from .constants import ATTEMPTS, LISTED, MAX_REPLICAS
+from .constants import ATTEMPTS, LISTED, MAX_REPLICAS, MAX_STRIPES
 from .errors import ExistsError, ProtocolError, SessionError, StaleEpochError, job_error, lost_of, session_error
 from .jobs import CODECS, Codec, Verdict, open_source
 from .layer import Layer, Receipt
@@ -119,6 +120,7 @@ class Client:
         ttl: float = 0,
         workers: int = 0,
         replicas: int | None = None,
+        stripes: int = 0,
         codec: SessionCodec = "auto",
         keep: bool = False,
         shared: bool = True,
@@ -129,7 +131,8 @@ class Client:
         of the same tenant, model and layers, need not be appended. model is a fingerprint with the adapters. ttl is the time
         without use in seconds after which it may be dropped, workers the most that may hold it; 0 is the cluster's own. replicas
         is at how many workers beside its owner a copy of each part lies, if there are enough; None is the cluster's own. The
-        session outlives so many of its workers. codec is
+        session outlives so many of its workers. stripes is in how many stripes each group of a layer without a left window is held,
+        so that more workers than groups hold it, with the same bits; 0 is as the layers say. codec is
         how contexts come back: those by which bits are lost are used only by name. keep lets the session stay on the cluster at
         the end of a `with`, until its TTL; else it is dropped then. If it is not to be shared, it begins with nobody's prefix and
         leaves none. A call that fails leaves no session.
@@ -141,6 +144,8 @@ class Client:
                 raise TypeError(f"layers[{i}] is a {type(layer).__name__}, not a Layer")
         if not shapes:
             raise ValueError("layers: there is none")
+        if options.whole("stripes", stripes, 0, MAX_STRIPES):
+            shapes = tuple(replace(layer, stripes=stripes) if layer.window_left is None else layer for layer in shapes)
         if not isinstance(model, bytes):
             raise TypeError(f"model is a {type(model).__name__}, not bytes")
         config = session_pb2.SessionConfig(
@@ -247,7 +252,7 @@ class Client:
             why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_UNKNOWN, message="no worker holds it", lost=lost)
         error = session_error(doing, why)
         if found is not None:
-            error.tell_lost([(layer.n_kv_heads, 0) for layer in found.config.layers])
+            error.tell_lost([(layer.n_kv_heads * max(layer.stripes, 1), 0) for layer in found.config.layers])
         raise error
 
     def drop_session(self, session: bytes | str) -> None:

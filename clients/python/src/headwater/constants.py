@@ -22,4 +22,6 @@ ABANDON_SECONDS = 10.0  # client.abandonTimeout
 # How many sessions are listed at once.
 LISTED = 1000  # client.listed
 MAX_REPLICAS = 8  # shard.MaxReplicas
+MAX_STRIPES = 64  # shard.MaxStripes
+SPLIT = 2048  # attention.SplitLen
 MAX_POSITIONS = 1 << 40  # shard.MaxPositions

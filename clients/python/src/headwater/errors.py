@@ -322,12 +322,13 @@ def lost_of(found: session_pb2.SessionState) -> session_pb2.LostShards:
     for holder in found.holders:
         if not found.epoch.members or holder.name in found.epoch.members:
             for of in holder.layers:
-                held.setdefault(of.layer, set()).update(of.groups)
+                held.setdefault(of.layer, set()).update(of.shards or of.groups)
     lost = session_pb2.LostShards()
     for i, layer in enumerate(found.config.layers):
-        groups = set(range(layer.n_kv_heads)) - held.get(i, set())
+        shards = layer.n_kv_heads * max(layer.stripes, 1)
+        groups = set(range(shards)) - held.get(i, set())
         if groups:
-            lost.layers.add(layer=i, groups=sum(1 << g for g in groups).to_bytes((layer.n_kv_heads + 7) // 8, "little"))
+            lost.layers.add(layer=i, groups=sum(1 << g for g in groups).to_bytes((shards + 7) // 8, "little"))
     return lost
 
 

@@ -79,6 +79,7 @@ class Layer:
     alibi_slopes  a slope for each query head; empty is none
     sinks         a logit for each query head, counted once in the denominator; empty is none
     arithmetic    "chain", or for bf16 "tiles", which is as exact, or "tiles-bf16", which is lossy. It never changes
+    stripes       in how many stripes the cluster holds each group; 1 is whole. It changes no bit. A layer with window_left has 1
     """
 
     n_heads: int
@@ -94,6 +95,12 @@ class Layer:
     alibi_slopes: Sequence[float] = ()
     sinks: Sequence[float] = ()
     arithmetic: Arithmetic = "chain"
+    stripes: int = 1
+
+    @property
+    def shards(self) -> int:
+        """In how many parts the cluster holds the layer."""
+        return self.n_kv_heads * self.stripes
 
     @property
     def group_size(self) -> int:
@@ -124,6 +131,9 @@ class Layer:
             raise ValueError(f"arithmetic is {self.arithmetic!r}, not one of {', '.join(ARITHMETIC)}")
         if self.arithmetic != "chain" and self.storage != "bf16":
             raise ValueError(f"arithmetic {self.arithmetic} takes keys and values stored as bf16, not as {self.storage}")
+        put("stripes", options.whole("stripes", self.stripes, 1, constants.MAX_STRIPES))
+        if self.stripes > 1 and self.window_left is not None:
+            raise ValueError(f"stripes is {self.stripes}, and a layer with window_left is held whole")
         for name in ("alibi_slopes", "sinks"):
             values = options.numbers(name, getattr(self, name), self.n_heads)
             put(name, tuple(float(np.float32(x)) for x in values))
@@ -145,6 +155,7 @@ class Layer:
             softcap=self.softcap,
             alibi_slopes=self.alibi_slopes,
             sinks=self.sinks,
+            stripes=self.stripes if self.stripes > 1 else 0,
         )
 
     @staticmethod
@@ -162,7 +173,7 @@ class Layer:
             return Layer(
                 p.n_heads, p.n_kv_heads, p.head_dim, p.v_dim, names[p.storage], p.causal,
                 None if p.window_left < 0 else p.window_left, None if p.window_right < 0 else p.window_right,
-                p.scale, p.softcap, p.alibi_slopes, p.sinks, arithmetics[p.arithmetic],
+                p.scale, p.softcap, p.alibi_slopes, p.sinks, arithmetics[p.arithmetic], max(p.stripes, 1),
             )  # fmt: skip
         except ValueError as e:
             raise ProtocolError(f"a layer that can't be: {e}") from e

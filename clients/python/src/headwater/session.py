@@ -259,7 +259,7 @@ class Session:
     def _explain(self, error: BaseException) -> None:
         """Has the error of a call on this session say what is lost of it."""
         if isinstance(error, SessionError):
-            error.tell_lost([(layer.n_kv_heads, self.length(i)) for i, layer in enumerate(self.layers)])
+            error.tell_lost([(layer.shards, self.length(i)) for i, layer in enumerate(self.layers)])
 
     def _cut(self, doing: str, position: int | None, timeout: float | None) -> None:
         """Cuts every layer to position, and to what this client knows to be there: what a failed step has left goes as well,
@@ -308,7 +308,7 @@ class Session:
             raise ProtocolError(f"session {self.id.hex()}: it tells of {len(state.layers)} of {len(self.layers)} layers")
         lengths = []
         for i, (told, layer) in enumerate(zip(state.layers, self.layers)):
-            if told.layer != i or len(told.hashes) != layer.n_kv_heads:
+            if told.layer != i or len(told.hashes) != layer.shards:
                 raise ProtocolError(f"session {self.id.hex()}: layer {told.layer} with {len(told.hashes)} hashes is not layer {i}")
             lengths.append((told.length, list(told.hashes)))
         # An epoch that others have stepped on this client's behalf has its own counter as its base.
@@ -366,7 +366,7 @@ class Session:
             raise session_error(flight.doing, result.error, address)
         layer = work.shape
         after = request.length + request.append
-        if result.length != after or len(result.hashes) != layer.n_kv_heads:
+        if result.length != after or len(result.hashes) != layer.shards:
             raise ProtocolError(f"{flight.doing}: {address} answers with length {result.length} and {len(result.hashes)} hashes")
         if request.attend:
             if result.codec != request.codec:

@@ -139,17 +139,20 @@ def prepare(step: Step, shape: Layer, length: int, near: bool = False) -> Work:
     result = Attention(out if step.out is None else step.out, lse if step.out_lse is None else step.out_lse)
     work = Work(step.layer, shape, queries, appended, q, k, v, encoding, position, mask, tokens, out, lse, result)
     work.copies = [(to, written) for to, written in ((out_copy, out), (lse_copy, lse)) if to is not None]
-    work.pieces = _pieces(work, shape.causal and mask is None and appended == queries and step.positions is None)
+    work.pieces = _pieces(work, length + appended, shape.causal and mask is None and appended == queries and step.positions is None)
     return work
 
 
-def _pieces(work: Work, fused: bool) -> list[Piece]:
-    """Cuts a step into messages. A query must see what one message would show it, so it may attend before the rest is appended
+def _pieces(work: Work, positions: int, fused: bool) -> list[Piece]:
+    """Cuts a step into messages, where the layer has so many positions then. A query must see what one message would show it, so it may attend before the rest is appended
     only where it sees nothing after its own position: fused."""
     shape, appended, queries = work.shape, work.appended, work.queries
     row, bound = 4 * shape.n_kv_heads * (shape.head_dim + shape.v_dim), constants.APPEND_BYTES
     if queries:
-        row, bound = row + 4 * shape.n_heads * (shape.head_dim + shape.v_dim + 1), constants.STEP_BYTES
+        answer = shape.v_dim + 1
+        if shape.stripes > 1:  # a worker answers with a part of each of its splits
+            answer = (shape.v_dim + 2) * (positions // (constants.SPLIT * shape.stripes) + 1)
+        row, bound = row + 4 * shape.n_heads * (shape.head_dim + answer), constants.STEP_BYTES
     most = max(1, min(bound // row, constants.MAX_STEP_TOKENS))
     if appended <= most and queries <= most:
         return [(slice(0, appended), slice(0, queries))]

@@ -20,6 +20,7 @@ class StepCodec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STEP_CODEC_BF16: _ClassVar[StepCodec]
     STEP_CODEC_F16: _ClassVar[StepCodec]
     STEP_CODEC_I8: _ClassVar[StepCodec]
+    STEP_CODEC_PARTS: _ClassVar[StepCodec]
 
 class SessionProblem(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -43,6 +44,7 @@ STEP_CODEC_EXACT: StepCodec
 STEP_CODEC_BF16: StepCodec
 STEP_CODEC_F16: StepCodec
 STEP_CODEC_I8: StepCodec
+STEP_CODEC_PARTS: StepCodec
 SESSION_PROBLEM_UNSPECIFIED: SessionProblem
 SESSION_PROBLEM_INVALID: SessionProblem
 SESSION_PROBLEM_UNKNOWN: SessionProblem
@@ -95,7 +97,7 @@ class SessionConfig(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[_Union[SessionLayer, _Mapping]]] = ..., tenant: _Optional[str] = ..., model: _Optional[bytes] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., name: _Optional[str] = ..., unshared: bool = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class SessionLayer(_message.Message):
-    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "arithmetic")
+    __slots__ = ("n_heads", "n_kv_heads", "head_dim", "v_dim", "storage", "causal", "window_left", "window_right", "scale", "softcap", "alibi_slopes", "sinks", "arithmetic", "stripes")
     N_HEADS_FIELD_NUMBER: _ClassVar[int]
     N_KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,7 @@ class SessionLayer(_message.Message):
     ALIBI_SLOPES_FIELD_NUMBER: _ClassVar[int]
     SINKS_FIELD_NUMBER: _ClassVar[int]
     ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
+    STRIPES_FIELD_NUMBER: _ClassVar[int]
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -122,15 +125,18 @@ class SessionLayer(_message.Message):
     alibi_slopes: _containers.RepeatedScalarFieldContainer[float]
     sinks: _containers.RepeatedScalarFieldContainer[float]
     arithmetic: _worker_pb2.Arithmetic
-    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., storage: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., arithmetic: _Optional[_Union[_worker_pb2.Arithmetic, str]] = ...) -> None: ...
+    stripes: int
+    def __init__(self, n_heads: _Optional[int] = ..., n_kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., v_dim: _Optional[int] = ..., storage: _Optional[_Union[_worker_pb2.StorageType, str]] = ..., causal: bool = ..., window_left: _Optional[int] = ..., window_right: _Optional[int] = ..., scale: _Optional[float] = ..., softcap: _Optional[float] = ..., alibi_slopes: _Optional[_Iterable[float]] = ..., sinks: _Optional[_Iterable[float]] = ..., arithmetic: _Optional[_Union[_worker_pb2.Arithmetic, str]] = ..., stripes: _Optional[int] = ...) -> None: ...
 
 class HeldLayer(_message.Message):
-    __slots__ = ("layer", "groups")
+    __slots__ = ("layer", "groups", "shards")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
     layer: int
     groups: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, layer: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ...) -> None: ...
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Holder(_message.Message):
     __slots__ = ("name", "boot", "address", "layers", "page_bytes", "own_bytes")
