@@ -7,14 +7,13 @@
 package headwaterv1
 
 import (
-	reflect "reflect"
-	sync "sync"
-	unsafe "unsafe"
-
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
+	reflect "reflect"
+	sync "sync"
+	unsafe "unsafe"
 )
 
 const (
@@ -838,27 +837,24 @@ func file_headwater_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_cluster_proto_rawDescData
 }
 
-var (
-	file_headwater_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
-	file_headwater_v1_cluster_proto_goTypes  = []any{
-		(*CopiesRequest)(nil),           // 0: headwater.v1.CopiesRequest
-		(*CopiesResponse)(nil),          // 1: headwater.v1.CopiesResponse
-		(*Event)(nil),                   // 2: headwater.v1.Event
-		(*WatchEventsRequest)(nil),      // 3: headwater.v1.WatchEventsRequest
-		(*WatchEventsResponse)(nil),     // 4: headwater.v1.WatchEventsResponse
-		(*DrainWorkerRequest)(nil),      // 5: headwater.v1.DrainWorkerRequest
-		(*DrainWorkerResponse)(nil),     // 6: headwater.v1.DrainWorkerResponse
-		(*RebalanceRequest)(nil),        // 7: headwater.v1.RebalanceRequest
-		(*RebalanceResponse)(nil),       // 8: headwater.v1.RebalanceResponse
-		(*Moves)(nil),                   // 9: headwater.v1.Moves
-		(*GrantCapabilityRequest)(nil),  // 10: headwater.v1.GrantCapabilityRequest
-		(*GrantCapabilityResponse)(nil), // 11: headwater.v1.GrantCapabilityResponse
-		(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
-		(*SilentWorker)(nil),            // 13: headwater.v1.SilentWorker
-		(*durationpb.Duration)(nil),     // 14: google.protobuf.Duration
-	}
-)
-
+var file_headwater_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_headwater_v1_cluster_proto_goTypes = []any{
+	(*CopiesRequest)(nil),           // 0: headwater.v1.CopiesRequest
+	(*CopiesResponse)(nil),          // 1: headwater.v1.CopiesResponse
+	(*Event)(nil),                   // 2: headwater.v1.Event
+	(*WatchEventsRequest)(nil),      // 3: headwater.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 4: headwater.v1.WatchEventsResponse
+	(*DrainWorkerRequest)(nil),      // 5: headwater.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),     // 6: headwater.v1.DrainWorkerResponse
+	(*RebalanceRequest)(nil),        // 7: headwater.v1.RebalanceRequest
+	(*RebalanceResponse)(nil),       // 8: headwater.v1.RebalanceResponse
+	(*Moves)(nil),                   // 9: headwater.v1.Moves
+	(*GrantCapabilityRequest)(nil),  // 10: headwater.v1.GrantCapabilityRequest
+	(*GrantCapabilityResponse)(nil), // 11: headwater.v1.GrantCapabilityResponse
+	(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
+	(*SilentWorker)(nil),            // 13: headwater.v1.SilentWorker
+	(*durationpb.Duration)(nil),     // 14: google.protobuf.Duration
+}
 var file_headwater_v1_cluster_proto_depIdxs = []int32{
 	12, // 0: headwater.v1.CopiesResponse.looked:type_name -> google.protobuf.Timestamp
 	12, // 1: headwater.v1.Event.time:type_name -> google.protobuf.Timestamp

@@ -8,7 +8,6 @@ package headwaterv1
 
 import (
 	context "context"
-
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
@@ -165,19 +164,15 @@ type UnimplementedClusterServiceServer struct{}
 func (UnimplementedClusterServiceServer) Copies(context.Context, *CopiesRequest) (*CopiesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Copies not implemented")
 }
-
 func (UnimplementedClusterServiceServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
 }
-
 func (UnimplementedClusterServiceServer) DrainWorker(*DrainWorkerRequest, grpc.ServerStreamingServer[DrainWorkerResponse]) error {
 	return status.Error(codes.Unimplemented, "method DrainWorker not implemented")
 }
-
 func (UnimplementedClusterServiceServer) Rebalance(*RebalanceRequest, grpc.ServerStreamingServer[RebalanceResponse]) error {
 	return status.Error(codes.Unimplemented, "method Rebalance not implemented")
 }
-
 func (UnimplementedClusterServiceServer) GrantCapability(context.Context, *GrantCapabilityRequest) (*GrantCapabilityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GrantCapability not implemented")
 }

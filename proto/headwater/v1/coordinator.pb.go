@@ -7,14 +7,13 @@
 package headwaterv1
 
 import (
-	reflect "reflect"
-	sync "sync"
-	unsafe "unsafe"
-
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
+	reflect "reflect"
+	sync "sync"
+	unsafe "unsafe"
 )
 
 const (
@@ -2011,45 +2010,42 @@ func file_headwater_v1_coordinator_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_coordinator_proto_rawDescData
 }
 
-var (
-	file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-	file_headwater_v1_coordinator_proto_msgTypes  = make([]protoimpl.MessageInfo, 26)
-	file_headwater_v1_coordinator_proto_goTypes   = []any{
-		JobState(0),                    // 0: headwater.v1.JobState
-		(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
-		(*SubmitBegin)(nil),            // 2: headwater.v1.SubmitBegin
-		(*SubmitEnd)(nil),              // 3: headwater.v1.SubmitEnd
-		(*SubmitResponse)(nil),         // 4: headwater.v1.SubmitResponse
-		(*Job)(nil),                    // 5: headwater.v1.Job
-		(*Progress)(nil),               // 6: headwater.v1.Progress
-		(*Report)(nil),                 // 7: headwater.v1.Report
-		(*WorkerReport)(nil),           // 8: headwater.v1.WorkerReport
-		(*GetJobRequest)(nil),          // 9: headwater.v1.GetJobRequest
-		(*GetJobResponse)(nil),         // 10: headwater.v1.GetJobResponse
-		(*ListJobsRequest)(nil),        // 11: headwater.v1.ListJobsRequest
-		(*ListJobsResponse)(nil),       // 12: headwater.v1.ListJobsResponse
-		(*WatchJobRequest)(nil),        // 13: headwater.v1.WatchJobRequest
-		(*WatchJobResponse)(nil),       // 14: headwater.v1.WatchJobResponse
-		(*CancelJobRequest)(nil),       // 15: headwater.v1.CancelJobRequest
-		(*CancelJobResponse)(nil),      // 16: headwater.v1.CancelJobResponse
-		(*DeleteJobRequest)(nil),       // 17: headwater.v1.DeleteJobRequest
-		(*DeleteJobResponse)(nil),      // 18: headwater.v1.DeleteJobResponse
-		(*DownloadResultRequest)(nil),  // 19: headwater.v1.DownloadResultRequest
-		(*DownloadResultResponse)(nil), // 20: headwater.v1.DownloadResultResponse
-		(*StatusRequest)(nil),          // 21: headwater.v1.StatusRequest
-		(*StatusResponse)(nil),         // 22: headwater.v1.StatusResponse
-		(*TenantStatus)(nil),           // 23: headwater.v1.TenantStatus
-		(*WorkerStatus)(nil),           // 24: headwater.v1.WorkerStatus
-		(*AnswerTimes)(nil),            // 25: headwater.v1.AnswerTimes
-		(*StateCount)(nil),             // 26: headwater.v1.StateCount
-		ContextCodec(0),                // 27: headwater.v1.ContextCodec
-		(*durationpb.Duration)(nil),    // 28: google.protobuf.Duration
-		(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
-		(*TenantAmounts)(nil),          // 30: headwater.v1.TenantAmounts
-		(*DescribeResponse)(nil),       // 31: headwater.v1.DescribeResponse
-	}
-)
-
+var file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_headwater_v1_coordinator_proto_goTypes = []any{
+	(JobState)(0),                  // 0: headwater.v1.JobState
+	(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
+	(*SubmitBegin)(nil),            // 2: headwater.v1.SubmitBegin
+	(*SubmitEnd)(nil),              // 3: headwater.v1.SubmitEnd
+	(*SubmitResponse)(nil),         // 4: headwater.v1.SubmitResponse
+	(*Job)(nil),                    // 5: headwater.v1.Job
+	(*Progress)(nil),               // 6: headwater.v1.Progress
+	(*Report)(nil),                 // 7: headwater.v1.Report
+	(*WorkerReport)(nil),           // 8: headwater.v1.WorkerReport
+	(*GetJobRequest)(nil),          // 9: headwater.v1.GetJobRequest
+	(*GetJobResponse)(nil),         // 10: headwater.v1.GetJobResponse
+	(*ListJobsRequest)(nil),        // 11: headwater.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),       // 12: headwater.v1.ListJobsResponse
+	(*WatchJobRequest)(nil),        // 13: headwater.v1.WatchJobRequest
+	(*WatchJobResponse)(nil),       // 14: headwater.v1.WatchJobResponse
+	(*CancelJobRequest)(nil),       // 15: headwater.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),      // 16: headwater.v1.CancelJobResponse
+	(*DeleteJobRequest)(nil),       // 17: headwater.v1.DeleteJobRequest
+	(*DeleteJobResponse)(nil),      // 18: headwater.v1.DeleteJobResponse
+	(*DownloadResultRequest)(nil),  // 19: headwater.v1.DownloadResultRequest
+	(*DownloadResultResponse)(nil), // 20: headwater.v1.DownloadResultResponse
+	(*StatusRequest)(nil),          // 21: headwater.v1.StatusRequest
+	(*StatusResponse)(nil),         // 22: headwater.v1.StatusResponse
+	(*TenantStatus)(nil),           // 23: headwater.v1.TenantStatus
+	(*WorkerStatus)(nil),           // 24: headwater.v1.WorkerStatus
+	(*AnswerTimes)(nil),            // 25: headwater.v1.AnswerTimes
+	(*StateCount)(nil),             // 26: headwater.v1.StateCount
+	(ContextCodec)(0),              // 27: headwater.v1.ContextCodec
+	(*durationpb.Duration)(nil),    // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
+	(*TenantAmounts)(nil),          // 30: headwater.v1.TenantAmounts
+	(*DescribeResponse)(nil),       // 31: headwater.v1.DescribeResponse
+}
 var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	2,  // 0: headwater.v1.SubmitRequest.begin:type_name -> headwater.v1.SubmitBegin
 	3,  // 1: headwater.v1.SubmitRequest.end:type_name -> headwater.v1.SubmitEnd

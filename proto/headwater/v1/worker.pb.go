@@ -12,12 +12,11 @@
 package headwaterv1
 
 import (
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
-
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -4047,55 +4046,52 @@ func file_headwater_v1_worker_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_worker_proto_rawDescData
 }
 
-var (
-	file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-	file_headwater_v1_worker_proto_msgTypes  = make([]protoimpl.MessageInfo, 36)
-	file_headwater_v1_worker_proto_goTypes   = []any{
-		ContextCodec(0),                // 0: headwater.v1.ContextCodec
-		StorageType(0),                 // 1: headwater.v1.StorageType
-		Arithmetic(0),                  // 2: headwater.v1.Arithmetic
-		Weight(0),                      // 3: headwater.v1.Weight
-		Operand(0),                     // 4: headwater.v1.Operand
-		GradientTensor(0),              // 5: headwater.v1.GradientTensor
-		(*Quota)(nil),                  // 6: headwater.v1.Quota
-		(*TenantAmounts)(nil),          // 7: headwater.v1.TenantAmounts
-		(*ShareQuotasRequest)(nil),     // 8: headwater.v1.ShareQuotasRequest
-		(*TenantShare)(nil),            // 9: headwater.v1.TenantShare
-		(*ShareQuotasResponse)(nil),    // 10: headwater.v1.ShareQuotasResponse
-		(*TenantUsage)(nil),            // 11: headwater.v1.TenantUsage
-		(*WatchAttentionRequest)(nil),  // 12: headwater.v1.WatchAttentionRequest
-		(*WatchAttentionResponse)(nil), // 13: headwater.v1.WatchAttentionResponse
-		(*DescribeRequest)(nil),        // 14: headwater.v1.DescribeRequest
-		(*DescribeResponse)(nil),       // 15: headwater.v1.DescribeResponse
-		(*SetDrainingRequest)(nil),     // 16: headwater.v1.SetDrainingRequest
-		(*SetDrainingResponse)(nil),    // 17: headwater.v1.SetDrainingResponse
-		(*WorkerLoad)(nil),             // 18: headwater.v1.WorkerLoad
-		(*LayerLoad)(nil),              // 19: headwater.v1.LayerLoad
-		(*RunRequest)(nil),             // 20: headwater.v1.RunRequest
-		(*RunResponse)(nil),            // 21: headwater.v1.RunResponse
-		(*Open)(nil),                   // 22: headwater.v1.Open
-		(*Problem)(nil),                // 23: headwater.v1.Problem
-		(*Gradients)(nil),              // 24: headwater.v1.Gradients
-		(*Projection)(nil),             // 25: headwater.v1.Projection
-		(*ShardOpen)(nil),              // 26: headwater.v1.ShardOpen
-		(*ShardOpened)(nil),            // 27: headwater.v1.ShardOpened
-		(*KeyValueBlock)(nil),          // 28: headwater.v1.KeyValueBlock
-		(*WeightBlock)(nil),            // 29: headwater.v1.WeightBlock
-		(*HiddenBlock)(nil),            // 30: headwater.v1.HiddenBlock
-		(*ShardSeal)(nil),              // 31: headwater.v1.ShardSeal
-		(*Receipt)(nil),                // 32: headwater.v1.Receipt
-		(*ShardSealed)(nil),            // 33: headwater.v1.ShardSealed
-		(*ShardClose)(nil),             // 34: headwater.v1.ShardClose
-		(*QueryBlock)(nil),             // 35: headwater.v1.QueryBlock
-		(*GradientBlock)(nil),          // 36: headwater.v1.GradientBlock
-		(*OperandBlock)(nil),           // 37: headwater.v1.OperandBlock
-		(*Context)(nil),                // 38: headwater.v1.Context
-		(*Gradient)(nil),               // 39: headwater.v1.Gradient
-		(*OutputBlock)(nil),            // 40: headwater.v1.OutputBlock
-		(*Output)(nil),                 // 41: headwater.v1.Output
-	}
-)
-
+var file_headwater_v1_worker_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_headwater_v1_worker_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_headwater_v1_worker_proto_goTypes = []any{
+	(ContextCodec)(0),              // 0: headwater.v1.ContextCodec
+	(StorageType)(0),               // 1: headwater.v1.StorageType
+	(Arithmetic)(0),                // 2: headwater.v1.Arithmetic
+	(Weight)(0),                    // 3: headwater.v1.Weight
+	(Operand)(0),                   // 4: headwater.v1.Operand
+	(GradientTensor)(0),            // 5: headwater.v1.GradientTensor
+	(*Quota)(nil),                  // 6: headwater.v1.Quota
+	(*TenantAmounts)(nil),          // 7: headwater.v1.TenantAmounts
+	(*ShareQuotasRequest)(nil),     // 8: headwater.v1.ShareQuotasRequest
+	(*TenantShare)(nil),            // 9: headwater.v1.TenantShare
+	(*ShareQuotasResponse)(nil),    // 10: headwater.v1.ShareQuotasResponse
+	(*TenantUsage)(nil),            // 11: headwater.v1.TenantUsage
+	(*WatchAttentionRequest)(nil),  // 12: headwater.v1.WatchAttentionRequest
+	(*WatchAttentionResponse)(nil), // 13: headwater.v1.WatchAttentionResponse
+	(*DescribeRequest)(nil),        // 14: headwater.v1.DescribeRequest
+	(*DescribeResponse)(nil),       // 15: headwater.v1.DescribeResponse
+	(*SetDrainingRequest)(nil),     // 16: headwater.v1.SetDrainingRequest
+	(*SetDrainingResponse)(nil),    // 17: headwater.v1.SetDrainingResponse
+	(*WorkerLoad)(nil),             // 18: headwater.v1.WorkerLoad
+	(*LayerLoad)(nil),              // 19: headwater.v1.LayerLoad
+	(*RunRequest)(nil),             // 20: headwater.v1.RunRequest
+	(*RunResponse)(nil),            // 21: headwater.v1.RunResponse
+	(*Open)(nil),                   // 22: headwater.v1.Open
+	(*Problem)(nil),                // 23: headwater.v1.Problem
+	(*Gradients)(nil),              // 24: headwater.v1.Gradients
+	(*Projection)(nil),             // 25: headwater.v1.Projection
+	(*ShardOpen)(nil),              // 26: headwater.v1.ShardOpen
+	(*ShardOpened)(nil),            // 27: headwater.v1.ShardOpened
+	(*KeyValueBlock)(nil),          // 28: headwater.v1.KeyValueBlock
+	(*WeightBlock)(nil),            // 29: headwater.v1.WeightBlock
+	(*HiddenBlock)(nil),            // 30: headwater.v1.HiddenBlock
+	(*ShardSeal)(nil),              // 31: headwater.v1.ShardSeal
+	(*Receipt)(nil),                // 32: headwater.v1.Receipt
+	(*ShardSealed)(nil),            // 33: headwater.v1.ShardSealed
+	(*ShardClose)(nil),             // 34: headwater.v1.ShardClose
+	(*QueryBlock)(nil),             // 35: headwater.v1.QueryBlock
+	(*GradientBlock)(nil),          // 36: headwater.v1.GradientBlock
+	(*OperandBlock)(nil),           // 37: headwater.v1.OperandBlock
+	(*Context)(nil),                // 38: headwater.v1.Context
+	(*Gradient)(nil),               // 39: headwater.v1.Gradient
+	(*OutputBlock)(nil),            // 40: headwater.v1.OutputBlock
+	(*Output)(nil),                 // 41: headwater.v1.Output
+}
 var file_headwater_v1_worker_proto_depIdxs = []int32{
 	9,  // 0: headwater.v1.ShareQuotasRequest.tenants:type_name -> headwater.v1.TenantShare
 	9,  // 1: headwater.v1.ShareQuotasRequest.others:type_name -> headwater.v1.TenantShare

@@ -13,7 +13,6 @@ package headwaterv1
 
 import (
 	context "context"
-
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
@@ -163,19 +162,15 @@ type UnimplementedWorkerServiceServer struct{}
 func (UnimplementedWorkerServiceServer) Describe(context.Context, *DescribeRequest) (*DescribeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Describe not implemented")
 }
-
 func (UnimplementedWorkerServiceServer) SetDraining(context.Context, *SetDrainingRequest) (*SetDrainingResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetDraining not implemented")
 }
-
 func (UnimplementedWorkerServiceServer) Run(grpc.BidiStreamingServer[RunRequest, RunResponse]) error {
 	return status.Error(codes.Unimplemented, "method Run not implemented")
 }
-
 func (UnimplementedWorkerServiceServer) WatchAttention(*WatchAttentionRequest, grpc.ServerStreamingServer[WatchAttentionResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchAttention not implemented")
 }
-
 func (UnimplementedWorkerServiceServer) ShareQuotas(context.Context, *ShareQuotasRequest) (*ShareQuotasResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ShareQuotas not implemented")
 }
