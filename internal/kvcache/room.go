@@ -72,7 +72,6 @@ func (s *session) noRoom(l int, need int64, err error) *Error {
 // of shared rows, or none. If there is no room, it makes some.
 func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 	h := &s.shape.layers[l]
-	groups := len(h.groups)
 	st.mu.Lock()
 	defer st.unlock()
 	e.wants, e.copies, e.pages = e.wants[:0], e.copies[:0], e.pages[:0]
@@ -127,13 +126,19 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 		e.forget()
 		return s.noRoom(l, need, err)
 	}
-	e.straighten(groups)
+	e.straighten(len(h.groups))
 	for i, r := range e.rows {
 		if p := first + i; e.fresh[i] && p < s.end() {
 			st.copyRowLocked(s, l, p, r, e)
 		}
 	}
-	for g := range groups {
+	e.list(h, first)
+	return nil
+}
+
+// list lists the pages of a layer from page first on, group by group; nil is one that the layer does not store.
+func (e *encoder) list(h *heldLayer, first int) {
+	for g := range h.groups {
 		for i, r := range e.rows {
 			if !h.stores(g, first+i) {
 				e.pages = append(e.pages, nil)
@@ -142,7 +147,6 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 			e.pages = append(e.pages, h.class.page(r.pages[h.first+g]))
 		}
 	}
-	return nil
 }
 
 // straighten lets the pages of each group that were taken for one layer lie one behind the other, as a kernel goes through them: where
