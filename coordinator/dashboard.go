@@ -85,7 +85,7 @@ func workerOf(w *headwaterv1.WorkerStatus, cache *headwaterv1.CacheState) dashbo
 		Waited: time.Duration(load.GetQueueNanos()).Seconds(),
 	}
 	if a := w.GetAnswers(); a != nil {
-		one.AnswerP50, one.AnswerP95, one.Waiting = time.Duration(a.GetP50Nanos()).Seconds(), time.Duration(a.GetP95Nanos()).Seconds(), a.GetWaiting()
+		one.Answers = dashboard.Answers{P50: time.Duration(a.GetP50Nanos()).Seconds(), P95: time.Duration(a.GetP95Nanos()).Seconds(), Waiting: a.GetWaiting()}
 	}
 	if cache != nil && one.Error == "" {
 		one.Sessions, one.Queued = cache.GetSessions(), cache.GetQueuedSteps()

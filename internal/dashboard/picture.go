@@ -57,9 +57,14 @@ type Worker struct {
 	Steps  uint64  `json:"step_queue_seconds_count"`
 	Waited float64 `json:"step_queue_seconds_sum"`
 
-	AnswerP50 float64 `json:"answer_p50_seconds"` // to the coordinator's attends; 0 if there were none
-	AnswerP95 float64 `json:"answer_p95_seconds"`
-	Waiting   uint64  `json:"attends_waiting"`
+	Answers Answers `json:"answers"`
+}
+
+// Answers is how long a worker takes to answer the coordinator's attends, headwater_coordinator_… of that worker.
+type Answers struct {
+	P50     float64 `json:"answer_p50_seconds"` // 0 if there were none
+	P95     float64 `json:"answer_p95_seconds"`
+	Waiting uint64  `json:"attends_waiting"`
 }
 
 // Session is one session. Sessions have no metrics of their own: these are the numbers of coord sessions list.

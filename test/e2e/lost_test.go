@@ -83,6 +83,9 @@ func (e *events) heldBy(name string, workers ...string) string {
 		e.t.Fatal(err)
 	}
 	i := slices.IndexFunc(all.Sessions, func(s client.SessionState) bool { return s.Name == name })
+	if i < 0 {
+		e.t.Fatalf("no session is named %s", name)
+	}
 	state, err := e.FindSession(bounded(e.t), all.Sessions[i].ID)
 	if err != nil {
 		e.t.Fatal(err)

@@ -274,7 +274,8 @@ func TestDashboardShowsWhatTheMetricsSay(t *testing.T) {
 		g.step(s, i, i+1)
 	}
 	p, _ := watch(t, c.Admin(-1)).next()
-	compareFields(t, p.Coordinator, scrape(t, c.Admin(-1)), "headwater_coordinator_")
+	of := scrape(t, c.Admin(-1))
+	compareFields(t, p.Coordinator, of, "headwater_coordinator_")
 	if len(p.Workers) != c.Workers() {
 		t.Fatalf("the dashboard has %d workers", len(p.Workers))
 	}
@@ -283,6 +284,14 @@ func TestDashboardShowsWhatTheMetricsSay(t *testing.T) {
 			t.Errorf("the dashboard says of a worker %+v", w)
 		}
 		compareFields(t, w, scrape(t, c.Admin(i)), "headwater_worker_")
+		its := maps.Clone(of)
+		maps.DeleteFunc(its, func(metric string, _ float64) bool {
+			return !strings.Contains(metric, fmt.Sprintf("worker=%q", w.Name))
+		})
+		compareFields(t, w.Answers, its, "headwater_coordinator_")
+		if w.Answers.P95 == 0 {
+			t.Errorf("the dashboard knows of no answer of %s", w.Name)
+		}
 	}
 }
 

@@ -27,14 +27,14 @@ func TestATenantHasWhatItMay(t *testing.T) {
 		[2]string{"client", "ann"}, [2]string{"client", "bob"}, [2]string{"admin", "ops"})
 	ann, bob, ops := as["ann"], as["bob"], as["ops"]
 	g, layers := generate(t, c)
-	told := func(is func(client.TenantAmounts) bool) { // nothing tells when the file was read
+	told := func(is func(client.TenantStatus) bool) { // nothing tells when the file was read, or when the workers heard of it
 		t.Helper()
 		for {
 			status, err := ann.Status(g.ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(status.Tenants) == 1 && status.Tenants[0].Tenant == "ann" && is(status.Tenants[0].Limit) {
+			if len(status.Tenants) == 1 && status.Tenants[0].Tenant == "ann" && is(status.Tenants[0]) {
 				return
 			}
 			select {
@@ -57,7 +57,7 @@ func TestATenantHasWhatItMay(t *testing.T) {
 	open := func(as *client.Client, direct bool) (*client.Session, error) {
 		return as.OpenSession(g.ctx, client.SessionOptions{Layers: layers, Direct: direct})
 	}
-	told(func(l client.TenantAmounts) bool { return l.Sessions == 3 })
+	told(func(s client.TenantStatus) bool { return s.Limit.Sessions == 3 })
 	var hers []*client.Session
 	for _, direct := range []bool{false, true, true} {
 		s, err := open(ann, direct)
@@ -67,6 +67,7 @@ func TestATenantHasWhatItMay(t *testing.T) {
 		hers = append(hers, s)
 		g.step(s, 0, 2)
 	}
+	told(func(s client.TenantStatus) bool { return s.Used.Sessions == 3 }) // the workers have said so, and heard what she may have
 	for _, direct := range []bool{false, true} {
 		_, err := open(ann, direct)
 		over("a fourth session", "sessions", 3, err)
@@ -95,18 +96,18 @@ func TestATenantHasWhatItMay(t *testing.T) {
 		return nil
 	}
 	limit("--bytes", "1")
-	told(func(l client.TenantAmounts) bool { return l.Bytes == 1 })
+	told(func(s client.TenantStatus) bool { return s.Limit.Bytes == 1 })
 	over("a session's first page", "bytes", 1, step(hers[0], 0, 2))
 	if err := step(his, 0, 2); err != nil {
 		t.Errorf("another tenant: %v", err)
 	}
 	g.step(hers[1], 2, 3) // its page is there
 	limit("--bytes", "1GiB")
-	told(func(l client.TenantAmounts) bool { return l.Bytes == 1<<30 })
+	told(func(s client.TenantStatus) bool { return s.Limit.Bytes == 1<<30 })
 	g.step(hers[0], 0, 2)
 
 	limit("--steps", "4")
-	told(func(l client.TenantAmounts) bool { return l.StepsPerSecond == 4 })
+	told(func(s client.TenantStatus) bool { return s.Limit.StepsPerSecond == 4 })
 	for err = nil; err == nil; {
 		err = step(hers[1], 3, 4)
 		if err == nil {
@@ -129,6 +130,6 @@ func TestATenantHasWhatItMay(t *testing.T) {
 		t.Errorf("an admin is told %+v: %v", status.Tenants, err)
 	}
 	limit()
-	told(func(l client.TenantAmounts) bool { return l == client.TenantAmounts{} })
+	told(func(s client.TenantStatus) bool { return s.Limit == client.TenantAmounts{} })
 	g.step(hers[2], 2, 5)
 }
