@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -140,8 +141,11 @@ func TestADrainedWorkerCanBeKilled(t *testing.T) {
 		return slices.ContainsFunc(s.Holders, func(h client.Holder) bool { return h.Name == c.Name(0) })
 	}
 	spreading := bounded(t)
-	for again := true; again; { // it passes by a worker that has not been seen to answer yet
-		coord(t, "rebalance", "--coordinator", c.Address()).succeeds(t)
+	for again := true; again; { // it passes by a worker that has not been seen to answer yet, and says so
+		out := coord(t, "rebalance", "--coordinator", c.Address())
+		if out.code != 0 || out.stderr != "" && !strings.Contains(out.stderr, "did not answer") {
+			t.Fatalf("exit code %d, it said %s", out.code, out.stderr)
+		}
 		list, err := c.Sessions(spreading)
 		if err != nil {
 			t.Fatal(err)

@@ -27,9 +27,10 @@ type fault struct {
 	end    func(ctx context.Context, l *load, worker int) error
 }
 
-// pauses brings faults about, one worker after the other, and returns the p99 over the longest gaps of all sessions.
+// pauses brings faults about, one worker after the other, and returns the p99 over the longest gaps of all sessions. Copies are made
+// again at the rate that is the default: without a bound they take the two cores from the sessions, and the gaps are theirs.
 func (f *figures) pauses(ctx context.Context, one fault, kills int) (_ []float64, err error) {
-	l, err := f.startLoad(ctx, localcluster.Options{CoordinatorArgs: []string{"--copy-rate", "0"}}, one.direct)
+	l, err := f.startLoad(ctx, localcluster.Options{}, one.direct)
 	if err != nil {
 		return nil, err
 	}
