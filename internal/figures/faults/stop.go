@@ -20,7 +20,10 @@ const peers = 100
 
 // stopSeconds measures how long a coordinator and a worker take to stop, both asked at once.
 func stopSeconds(ctx context.Context, bin string) (_ float64, err error) {
-	cluster, err := localcluster.Start(ctx, localcluster.Options{Workers: 1, Memory: 1 << 30, Command: []string{filepath.Join(bin, "coord")}})
+	unbound := []string{"--address-conns", "0"} // all connections come from one address
+	cluster, err := localcluster.Start(ctx, localcluster.Options{
+		Workers: 1, Memory: 1 << 30, Command: []string{filepath.Join(bin, "coord")}, CoordinatorArgs: unbound, WorkerArgs: unbound,
+	})
 	if err != nil {
 		return 0, err
 	}
