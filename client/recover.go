@@ -37,7 +37,9 @@ func (s *Session) Recover(ctx context.Context, rows KeptRows) (*Session, error) 
 // and may be nil if there are none. The rows of the snapshot are compared as well.
 func (s *Session) RecoverFrom(ctx context.Context, from io.Reader, rows KeptRows) (*Session, error) {
 	return s.recover(ctx, rows, func() (*Session, error) {
-		made, err := s.client.restoreSession(ctx, from, RestoreOptions{Direct: s.direct, Codec: s.codec, Unshared: s.config.GetUnshared()})
+		made, err := s.client.restoreSession(ctx, from, RestoreOptions{
+			Direct: s.direct, Codec: s.codec, Unshared: s.config.GetUnshared(), as: s.place.Holding().Layers(),
+		})
 		if err != nil {
 			if bad := (*snapshot.Error)(nil); errors.As(err, &bad) {
 				err = snapshotError{err}

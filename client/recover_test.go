@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+	"time"
 
 	"headwater.example/client"
 )
@@ -126,4 +127,28 @@ func TestARecoveredSessionBeginsWithASnapshot(t *testing.T) {
 		}
 		grow(t, last, m, r, 2)
 	})
+}
+
+// TestASessionInStripesRecoversFromASnapshot: a snapshot does not say how a session is held, and the recovered one is held as it was.
+func TestASessionInStripesRecoversFromASnapshot(t *testing.T) {
+	many := startWorkers(t, t.TempDir(), 3, 1, 1<<28, time.Hour, nil)
+	defer many.stop(t)
+	own := dial(t, many.address())
+	for _, direct := range []bool{false, true} {
+		s, m, r := open(t, own, client.SessionOptions{Layers: layers, Direct: direct, Stripes: 3}), newModel(layers), rng(1)
+		grow(t, s, m, r, 70)
+		var snapshot bytes.Buffer
+		if err := s.Snapshot(t.Context(), &snapshot, nil); err != nil {
+			t.Fatal(err)
+		}
+		grow(t, s, m, r, 5)
+		next, err := s.RecoverFrom(t.Context(), &snapshot, func(layer, start, count int) (k, v []float32, _ error) {
+			kv, vv := layers[layer].KVHeads*layers[layer].HeadDim, layers[layer].KVHeads*m.vDim(layer)
+			return m.k[layer][start*kv:][:count*kv], m.v[layer][start*vv:][:count*vv], nil
+		})
+		if err != nil {
+			t.Fatalf("direct %v: %v", direct, err)
+		}
+		grow(t, next, m, r, 1)
+	}
 }

@@ -295,6 +295,8 @@ type RestoreOptions struct {
 	Stripes  int  // see SessionOptions
 	// Progress receives the bytes of keys and values; it may be nil.
 	Progress func(done, total int64)
+
+	as []shard.LayerSpec // unless nil, layers that say in how many stripes each is held, in the place of Stripes
 }
 
 // RestoreSession makes a session with a new id from a snapshot: with the same keys and values in every bit, and so the
@@ -327,7 +329,7 @@ func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("restore a session: %w", err)
 	}
-	req, err := begin(in.Header(), opts.Name, opts.Stripes)
+	req, err := begin(in.Header(), &opts)
 	if err != nil {
 		return nil, fmt.Errorf("restore a session: %w", err)
 	}
@@ -348,10 +350,10 @@ func (c *Client) restoreSession(ctx context.Context, r io.Reader, opts RestoreOp
 }
 
 // begin asks for a session that begins as the snapshot's session does.
-func begin(h *snapshot.Header, name string, stripes int) (*headwaterv1.CreateSessionRequest, error) {
+func begin(h *snapshot.Header, opts *RestoreOptions) (*headwaterv1.CreateSessionRequest, error) {
 	config := &headwaterv1.SessionConfig{Name: h.Name, Tenant: h.Tenant, Model: h.Model}
-	if name != "" {
-		config.Name = name
+	if opts.Name != "" {
+		config.Name = opts.Name
 	}
 	if h.TTL > 0 {
 		config.Ttl = durationpb.New(h.TTL)
@@ -363,8 +365,11 @@ func begin(h *snapshot.Header, name string, stripes int) (*headwaterv1.CreateSes
 		layers[i] = l.LayerSpec
 		req.Begin = append(req.Begin, &headwaterv1.BeginLayer{Layer: uint32(i), First: l.First, Hashes: l.Before, Length: l.Length})
 	}
-	if err := inStripes(layers, stripes); err != nil {
+	if err := inStripes(layers, opts.Stripes); err != nil {
 		return nil, err
+	}
+	for i := range min(len(layers), len(opts.as)) {
+		layers[i].Stripes = opts.as[i].Stripes // of other layers, the caller refuses
 	}
 	config.Layers = layerproto.SessionLayers(layers)
 	return req, nil

@@ -81,7 +81,7 @@ class Client:
     ) -> None:
         if hedge_share is not None and not 0 <= hedge_share <= 1:
             raise ValueError(f"hedge_share is {hedge_share}, must be from 0 to 1")
-        security = Security(tls, insecure, token)
+        self._security = security = Security(tls, insecure, token)
         self._coordinator = Connection(address, proxy=proxy, security=security)
         self.address = self._coordinator.address
         self.timeout = None if timeout is None else options.number("timeout", timeout)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from .errors import HeadwaterError, one_line
+from .security import Security
 
 VARIABLE = "HEADWATER_COORD"
 BESIDE = str(Path(__file__).parent / "bin" / "coord")  # wheels have it there
@@ -52,11 +53,12 @@ def end(process: subprocess.Popen[bytes], patience: float) -> None:
         process.wait()
 
 
-def run(command: list[str], address: str, given: IO[bytes] | None = None, out: IO[bytes] | None = None) -> str:
-    """Runs the program on the cluster of a coordinator, and returns what it prints, or writes it to out."""
+def run(command: list[str], address: str, security: Security, given: IO[bytes] | None = None, out: IO[bytes] | None = None) -> str:
+    """Runs the program on the cluster of a coordinator, as the client that has the security, and returns what it prints, or writes it to
+    out."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [*command, "--quiet", "--coordinator", address],
+            [*command, "--quiet", "--coordinator", address, *security.flags()],
             stdin=subprocess.DEVNULL if given is None else subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment(),
         )  # fmt: skip
         said = b""

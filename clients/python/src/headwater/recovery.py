@@ -46,8 +46,12 @@ def _empty(lost: Session, client: Client) -> Session:
 def _restored(lost: Session, client: Client, snapshot: str | os.PathLike[str]) -> Session:
     """The session of a snapshot, cut to what the lost one had."""
     coord = programs.find("Session.recover", None)
+    stripes = {layer.stripes for layer in lost.layers if layer.window_left is None}
+    if len(stripes) > 1:
+        raise ValueError(f"snapshot: the session has layers in {sorted(stripes)} stripes, and a snapshot is restored to one number: recover it from rows")
+    command = [coord, "sessions", "restore", "-", "--output", "json", "--stripes", str(max(stripes, default=1))]
     with open(snapshot, "rb") as file:
-        said = programs.run([coord, "sessions", "restore", "-", "--output", "json"], client.address, given=file)
+        said = programs.run(command, client.address, client._security, given=file)
     made = client.attach(json.loads(said)["id"], codec=lost.codec, keep=lost.keep)
     try:
         if [_named(layer) for layer in made.layers] != [_named(layer) for layer in lost.layers]:

@@ -63,7 +63,7 @@ def save(client: Client, path: str | os.PathLike[str], rows: Sequence[Row], colu
             archive.writestr(_HEAD, dump(rows, columns, model))
             for i, held in enumerate(distinct(rows)):
                 with archive.open(f"{i}.snapshot", "w", force_zip64=True) as member:
-                    programs.run([coord, "sessions", "snapshot", held.session.id.hex(), "-"], client.address, out=member)
+                    programs.run([coord, "sessions", "snapshot", held.session.id.hex(), "-"], client.address, client._security, out=member)
         os.replace(part, target)
     except BaseException:
         os.unlink(part)
@@ -78,7 +78,7 @@ def load(client: Client, path: str | os.PathLike[str]) -> State:
 
             def restore(i: int, _: Any) -> Any:
                 with archive.open(f"{i}.snapshot") as member:
-                    said = programs.run([coord, "sessions", "restore", "-", "--output", "json"], client.address, given=member)
+                    said = programs.run([coord, "sessions", "restore", "-", "--output", "json"], client.address, client._security, given=member)
                 return client.attach(json.loads(said)["id"], keep=False)
 
             return _state(archive.read(_HEAD).decode(), restore)
