@@ -36,6 +36,9 @@ func (r *run) open(ctx context.Context, c *client.Client, s *slot) error {
 		err := r.openOnce(ctx, c, s, b)
 		if err == nil {
 			s.book = b
+			r.booked.Lock()
+			defer r.booked.Unlock()
+			r.books = append(r.books, b)
 			return nil
 		}
 		if err := r.judge(err, nil, b.born[0]); err != nil || ctx.Err() != nil {
@@ -95,7 +98,10 @@ type book struct {
 	placed map[uint32]int    // of each seed, when its append was begun
 	acked  map[uint32]int    // seeds whose append was acknowledged, with their positions
 	cuts   []taken
-	parted bool // nobody can hold it to what was said: it goes on twice, or was lost in part
+	// lanes and changes are for the order of all (order.go).
+	lanes   []*lane
+	changes []change
+	parted  bool // nobody can hold it to what was said: it goes on twice, or was lost in part
 }
 
 // giveUp notes that nobody can hold the session to what was said any more, and counts it, once.
@@ -123,8 +129,8 @@ type taken struct{ at, to int }
 // tick returns the time, which goes on.
 func (b *book) tick() int { b.clock++; return b.clock }
 
-// begin notes an append.
-func (b *book) begin(before, added []uint32) {
+// begin notes an append, and returns when it was begun.
+func (b *book) begin(before, added []uint32) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now, last := b.tick(), uint32(0)
@@ -135,6 +141,7 @@ func (b *book) begin(before, added []uint32) {
 		b.parent[s], b.placed[s] = last, now
 		last = s
 	}
+	return now
 }
 
 func (b *book) acknowledge(from int, added []uint32) {

@@ -13,6 +13,7 @@
 //   - a session is gone only if all holders of one of its groups have been killed, and then for good (losses.go); with copies, what
 //     was acknowledged is missing only then, or if two workers that could not be reached one after the other have each gone on
 //     with it (parted.go), which is counted;
+//   - the appends, truncations, forks and takes of a session can be put in one order that explains all answers (order.go);
 //   - every error has a kind.
 //
 // What a position holds says which append has made it, so that every reader can tell.
@@ -70,6 +71,9 @@ type Tally struct {
 	// Appends are those that were acknowledged. Attempts are calls that had two seconds, but for those that found another driver, and
 	// Timely those of them that went well.
 	Appends, Attempts, Timely int64
+	// Ordered are appends, truncations, forks, takes and snapshots for which an order was found that explains them all, Undecided those
+	// for which none was found in time, and none was ruled out.
+	Ordered, Undecided int64
 }
 
 // maxLen is about how many positions a session gets.
@@ -82,9 +86,11 @@ type run struct {
 	seeds  atomic.Uint32 // of positions, each other than all before
 	losses losses
 	slots  []*slot
-	enough func() // ends the driving
+	booked sync.Mutex // guards books
+	books  []*book    // of all sessions that there were
+	enough func()     // ends the driving
 	tally  struct {
-		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, parted, stuck, absent, stops, kills, cuts, appends, attempts, timely atomic.Int64
+		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, parted, stuck, absent, stops, kills, cuts, appends, attempts, timely, ordered, undecided atomic.Int64
 	}
 }
 
@@ -119,7 +125,7 @@ func Run(ctx context.Context, config Config) (Tally, error) {
 		Steps: t.steps.Load(), Contexts: t.contexts.Load(), Takeovers: t.takeovers.Load(), Forks: t.forks.Load(),
 		Truncations: t.truncations.Load(), Snapshots: t.snapshots.Load(), Unknown: t.unknown.Load(),
 		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Parted: t.parted.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(), Cuts: t.cuts.Load(),
-		Appends: t.appends.Load(), Attempts: t.attempts.Load(), Timely: t.timely.Load(),
+		Appends: t.appends.Load(), Attempts: t.attempts.Load(), Timely: t.timely.Load(), Ordered: t.ordered.Load(), Undecided: t.undecided.Load(),
 	}, errors.Join(err, c.stop())
 }
 
@@ -180,6 +186,7 @@ type driver struct {
 	*run
 	slot   *slot
 	book   *book // of the session that it drives now
+	lane   *lane // on which it does
 	direct bool
 	rand   *rand.Rand
 	client *client.Client
@@ -240,11 +247,12 @@ func (d *driver) deadline(ctx context.Context) (context.Context, context.CancelF
 
 // claim takes the session over and looks at what it has.
 func (d *driver) claim(attaching, ctx context.Context) (*client.Session, []uint32, error) {
-	promised, began := d.book.promised(), time.Now()
+	promised, began, call := d.book.promised(), time.Now(), d.book.now()
 	s, err := d.client.Attach(attaching, d.book.id, client.AttachOptions{Direct: d.direct})
 	if err != nil {
 		return nil, nil, err
 	}
+	d.lane = d.book.attached(call)
 	d.tally.takeovers.Add(1)
 	seeds, err := d.read(ctx, s)
 	if err != nil {
@@ -256,6 +264,7 @@ func (d *driver) claim(attaching, ctx context.Context) (*client.Session, []uint3
 	if err := d.heeded(ctx, "taken over", began, seeds, func() error { return d.book.check("taken over", seeds, promised) }); err != nil {
 		return nil, nil, err
 	}
+	d.book.did(d.lane, call, newest(seeds), newest(seeds))
 	return s, seeds, nil
 }
 
@@ -338,7 +347,12 @@ func (d *driver) actWithin(one context.Context, s *client.Session, seeds []uint3
 	case n < 12 && len(seeds) < maxLen:
 		return d.append(one, s, seeds)
 	case n < 14:
-		return seeds, d.attend(one, s, seeds)
+		call := d.book.now()
+		err := d.attend(one, s, seeds)
+		if len(seeds) > 0 {
+			d.book.acted(d.lane, call, seeds, err)
+		}
+		return seeds, err
 	case n < 16:
 		return seeds, d.fork(one, s, seeds)
 	}
@@ -350,9 +364,11 @@ func (d *driver) actWithin(one context.Context, s *client.Session, seeds []uint3
 	d.tally.truncations.Add(1)
 	if err := s.Truncate(one, to); err != nil {
 		// One whose outcome is not known counts as done.
+		d.book.may(d.lane, at, newest(seeds), newest(seeds[:to]), newest(seeds[:s.Len()]))
 		return seeds[:s.Len()], err
 	}
 	d.book.acknowledgeCut(at, to)
+	d.book.did(d.lane, at, newest(seeds), newest(seeds[:to]))
 	return seeds[:to], nil
 }
 
@@ -364,15 +380,17 @@ func (d *driver) append(ctx context.Context, s *client.Session, seeds []uint32) 
 	for i := range added {
 		added[i] = d.seeds.Add(1)
 	}
-	d.book.begin(seeds, added)
+	call := d.book.begin(seeds, added)
 	all := append(slices.Clone(seeds), added...)
 	k, v := rows(added, d.config.Dim)
 	q := d.queries()
 	got := make([]float32, len(q))
 	if err := s.Step(ctx, 0, q, k, v, got, nil); err != nil {
+		d.book.may(d.lane, call, newest(seeds), newest(all), newest(seeds))
 		return seeds[:min(len(seeds), s.Len())], err
 	}
 	d.book.acknowledge(len(seeds), added)
+	d.book.did(d.lane, call, newest(seeds), newest(all))
 	d.tally.appends.Add(1)
 	d.stepped()
 	return all, d.compare("a step", all, q, got)
@@ -412,11 +430,13 @@ func (d *driver) compare(what string, seeds []uint32, q, got []float32) error {
 
 // fork forks the session, looks at the child, and drops it.
 func (d *driver) fork(ctx context.Context, s *client.Session, seeds []uint32) error {
-	since := d.losses.tick()
+	since, call := d.losses.tick(), d.book.now()
 	child, err := s.Fork(ctx)
 	if err != nil {
+		d.book.acted(d.lane, call, seeds, err)
 		return err
 	}
+	d.book.did(d.lane, call, newest(seeds), newest(seeds))
 	d.tally.forks.Add(1)
 	defer d.drop(ctx, child)
 	have, err := d.read(ctx, child)

@@ -186,5 +186,5 @@ func (r *run) settle(ctx context.Context) error {
 			return wrong{fmt.Errorf("session %s was gone, and now: %+v, %w", b.id, found, err)}
 		}
 	}
-	return nil
+	return r.ordered()
 }

@@ -131,13 +131,14 @@ func (d *driver) read(ctx context.Context, s *client.Session) ([]uint32, error) 
 
 // snapshot has a snapshot written of a session that somebody else drives, and looks at what is restored of it.
 func (d *driver) snapshot(ctx context.Context) error {
-	promised, began := d.book.promised(), time.Now()
+	promised, began, call := d.book.promised(), time.Now(), d.book.now()
 	one, cancel := d.deadline(ctx)
 	defer cancel()
 	var b bytes.Buffer
 	if _, err := d.client.SnapshotSession(one, d.book.id, &b, nil); err != nil {
 		return err
 	}
+	written := d.book.now()
 	since := d.losses.tick()
 	s, err := d.client.RestoreSession(ctx, &b, client.RestoreOptions{Direct: d.direct})
 	if err != nil {
@@ -152,5 +153,6 @@ func (d *driver) snapshot(ctx context.Context) error {
 	if err := d.heeded(ctx, "a snapshot", began, seeds, func() error { return d.book.check("a snapshot", seeds, promised) }); err != nil {
 		return err
 	}
+	d.book.showed(call, written, newest(seeds))
 	return d.other(d.attend(ctx, s, seeds), since)
 }
