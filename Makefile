@@ -35,7 +35,7 @@ check: ## check format, code and the quick tests, in less than a minute once bui
 map: ## draw the map of packages in CONTRIBUTING.md anew, from their imports
 	@cd tools && HEADWATER_MAP=write $(GO) test -count=1 -run 'TestHouse/map' ./house
 
-test: lint build $(VENV)/ready unit pytest $(if $(filter 0,$(HEADWATER_TEST_MODEL)),,test-model) ## run the linters and all tests, with the race detector (HEADWATER_TEST_MODEL=0: without models)
+test: lint build $(VENV)/ready unit pytest chaos-minute $(if $(filter 0,$(HEADWATER_TEST_MODEL)),,test-model) ## run the linters and all tests, with the race detector (HEADWATER_TEST_MODEL=0: without models)
 test: ALSO = $(WITH_PYTHON)
 
 # Tests of these packages start no goroutines, or run one at a time: the race detector would find nothing, and make them up to twenty
@@ -203,6 +203,10 @@ walk: ## have several clients drive the same sessions in bad company, WALK=5m fo
 .PHONY: chaos
 chaos: build ## cut processes off the network, kill and stop them for 10 minutes while clients drive their sessions; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/chaos -bin bin $(FLAGS)
+
+.PHONY: chaos-minute
+chaos-minute: build ## the same for one minute, as a part of test
+	@$(GO) run ./internal/figures/chaos -bin bin -time 1m -log .cache/chaos.log $(FLAGS)
 
 soak: build ## load a worker for 10 minutes with clients that fill it, of which some never read; prints `figure NAME VALUE`
 	@$(GO) run ./internal/figures/faults -bin bin -run '^soak_' -soak 10m
