@@ -43,7 +43,7 @@ func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.C
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	p := &plainStream{
-		conn: counted, ctx: ctx, cancel: cancel, in: newRecords(counted, f.cfg.Patience), out: bufio.NewWriterSize(counted, plainBuffer),
+		conn: counted, ctx: ctx, cancel: cancel, in: newRecords(conn, f.cfg.Patience),
 	}
 	share, err := f.open(counted, "", cancel)
 	if err == nil {
@@ -64,13 +64,14 @@ type plainStream struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	in   records
+	in   *records
 	left int // of the message that comes
 
-	mu    sync.Mutex // guards what follows
-	out   *bufio.Writer
-	owed  int // messages that were received and have no answer
+	mu    sync.Mutex    // guards what follows
+	out   *bufio.Writer // nil while nothing waits to be written
+	owed  int           // messages that were received and have no answer
 	ended bool
+	lost  error // why nothing can be written any more
 }
 
 // ReadMessageHeader implements transportStream. It waits for a message as long as the client likes, but not for its rest.
@@ -150,8 +151,18 @@ func (p *plainStream) SendMsg(m any) error {
 	return p.flush()
 }
 
+// plainWriters are those that no stream needs.
+var plainWriters = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, plainBuffer) }}
+
 // write writes a record. The lock is held.
 func (p *plainStream) write(kind byte, message mem.BufferSlice) error {
+	if p.lost != nil {
+		return p.lost
+	}
+	if p.out == nil {
+		p.out = plainWriters.Get().(*bufio.Writer)
+		p.out.Reset(p.conn)
+	}
 	header := recordOf(kind, message.Len())
 	_, err := p.out.Write(header[:])
 	for _, piece := range message {
@@ -165,18 +176,25 @@ func (p *plainStream) write(kind byte, message mem.BufferSlice) error {
 	return nil
 }
 
+// flush writes all that waits. The lock is held.
 func (p *plainStream) flush() error {
+	if p.lost != nil || p.out == nil {
+		return p.lost
+	}
 	if err := p.out.Flush(); err != nil {
 		return p.failed(err)
 	}
+	p.out.Reset(nil)
+	plainWriters.Put(p.out)
+	p.out = nil
 	return nil
 }
 
 // failed ends the call, as nothing can be written any more.
 func (p *plainStream) failed(err error) error {
-	err = status.Error(codes.Canceled, fmt.Sprintf("the client is not there any more: %v", err))
-	p.cancel(err)
-	return err
+	p.lost = status.Error(codes.Canceled, fmt.Sprintf("the client is not there any more: %v", err))
+	p.cancel(p.lost)
+	return p.lost
 }
 
 // end sends why the call has ended, if it is an error, and lets nothing be sent any more.

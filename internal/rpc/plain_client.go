@@ -22,7 +22,7 @@ type ClientStream interface {
 // plainClient is the client's end of a plain stream.
 type plainClient struct {
 	conn   net.Conn
-	in     records
+	in     *records
 	every  time.Duration // when nothing comes, until quiet is asked
 	quiet  func() error
 	header [recordHeader]byte // of what is received
@@ -79,7 +79,7 @@ func (c *plainClient) RecvMsg(m any) error {
 	case n > MaxMessageBytes:
 		return status.Errorf(codes.ResourceExhausted, "a message has %d bytes, and at most %d are allowed", n, MaxMessageBytes)
 	}
-	in := Incoming{transport: &c.in, left: n}
+	in := Incoming{transport: c.in, left: n}
 	err = m.(SelfCoded).UnmarshalMessage(&in)
 	in.free()
 	if in.err != nil {
