@@ -15,13 +15,10 @@ import (
 
 	"google.golang.org/grpc"
 
-	"headwater.example/attention"
-	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
-	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 	"headwater.example/tensor"
@@ -53,6 +50,7 @@ func (h *Holder) Set(refuse func(*session.Step) *session.Error) {
 type heldSession struct {
 	fault       Fault
 	config      *headwaterv1.SessionConfig
+	layers      []shard.LayerSpec // of the config
 	held        []*headwaterv1.HeldLayer
 	epoch       *headwaterv1.Epoch
 	truncations uint64
@@ -60,7 +58,15 @@ type heldSession struct {
 	call        uint64 // that made it
 	stories     map[uint32]*story
 	pinned      bool
-	shards      map[[2]int]*rows // by layer and group
+	shards      map[[2]int]*rows // by layer and group, of a layer in stripes by layer and shard
+}
+
+// numbers are the groups that are held of a layer, or the shards if it is in stripes.
+func numbers(held *headwaterv1.HeldLayer) []uint32 {
+	if len(held.GetShards()) > 0 {
+		return held.GetShards()
+	}
+	return held.GetGroups()
 }
 
 // story is how a layer came to be what it is.
@@ -73,7 +79,7 @@ type story struct {
 func (s *heldSession) layer(held *headwaterv1.HeldLayer) *headwaterv1.LayerState {
 	told := s.stories[held.GetLayer()]
 	l := &headwaterv1.LayerState{Layer: held.GetLayer(), Chain: told.chain, AppendId: told.appendID, Before: told.before}
-	for _, g := range held.GetGroups() {
+	for _, g := range numbers(held) {
 		r := s.shards[[2]int{int(held.GetLayer()), int(g)}]
 		l.Length = uint64(len(r.hashes))
 		l.Hashes = append(l.Hashes, r.hash(len(r.hashes)))
@@ -104,7 +110,7 @@ func is(have, named *headwaterv1.LayerState) bool {
 // named finds what a request names of a held layer, among those that it names.
 func named(expect []*headwaterv1.LayerState, held *headwaterv1.HeldLayer) (*headwaterv1.LayerState, *session.Error) {
 	i := slices.IndexFunc(expect, func(l *headwaterv1.LayerState) bool { return l.GetLayer() == held.GetLayer() })
-	if i < 0 || len(expect[i].GetHashes()) != len(held.GetGroups()) {
+	if i < 0 || len(expect[i].GetHashes()) != len(numbers(held)) {
 		return nil, refuse(invalid, "layer %d is not named", held.GetLayer())
 	}
 	return expect[i], nil
@@ -130,8 +136,10 @@ func (s *heldSession) starts(expect []*headwaterv1.LayerState, held *headwaterv1
 	return nil, refuse(different, "layer %d is different", held.GetLayer())
 }
 
-// rows are a shard's keys and values in the storage type, position by position, and the hash after each.
+// rows are a shard's keys and values in the storage type, of the positions that it stores, and the hash after each position of the layer.
 type rows struct {
+	layer          *shard.LayerSpec
+	number         int // of the group, or of the shard
 	k, v           []byte
 	kScale, vScale []float32
 	hashes         []uint64
@@ -212,7 +220,7 @@ func (h *Holder) state(id []byte, s *heldSession, ids bool) *headwaterv1.Session
 	state := &headwaterv1.SessionState{Session: id, Epoch: s.epoch, Truncations: s.truncations, Pinned: s.pinned, Name: s.config.GetName(), Tenant: s.config.GetTenant()}
 	state.TruncationId = s.cut
 	for _, held := range s.held {
-		for _, g := range held.GetGroups() {
+		for _, g := range numbers(held) {
 			r := s.shards[[2]int{int(held.GetLayer()), int(g)}]
 			state.PageBytes += uint64(len(r.k) + len(r.v))
 		}
@@ -252,10 +260,17 @@ func (h *Holder) CreateSession(_ context.Context, req *headwaterv1.CreateSession
 			return nil, refuse(invalid, "layer %d can not begin at position %d: nothing is freed here", b.GetLayer(), b.GetFirst())
 		}
 	}
-	s := &heldSession{fault: h.Fault, config: req.GetConfig(), held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(req.GetHeld())}
+	layers, bad := layerproto.ReadSessionLayers(req.GetConfig().GetLayers())
+	if bad != nil {
+		return nil, refuse(invalid, "%v", bad)
+	}
+	s := &heldSession{fault: h.Fault, config: req.GetConfig(), layers: layers, held: req.GetHeld(), epoch: req.GetEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(req.GetHeld())}
 	for _, held := range s.held {
-		for _, g := range held.GetGroups() {
-			s.shards[[2]int{int(held.GetLayer()), int(g)}] = &rows{}
+		if int64(held.GetLayer()) >= int64(len(layers)) {
+			return nil, refuse(invalid, "layer %d of %d", held.GetLayer(), len(layers))
+		}
+		for _, g := range numbers(held) {
+			s.shards[[2]int{int(held.GetLayer()), int(g)}] = &rows{layer: &layers[held.GetLayer()], number: int(g)}
 		}
 	}
 	h.sessions[id] = s
@@ -284,7 +299,7 @@ func (h *Holder) TakeSession(_ context.Context, req *headwaterv1.TakeSessionRequ
 		if i < 0 {
 			return nil, refuse(invalid, "layer %d is not held", l.GetLayer())
 		}
-		for j, g := range s.held[i].GetGroups() {
+		for j, g := range numbers(s.held[i]) {
 			r := s.shards[[2]int{int(l.GetLayer()), int(g)}]
 			if uint64(len(r.hashes)) < l.GetLength() {
 				return nil, refuse(behind, "layer %d has %d positions of %d", l.GetLayer(), len(r.hashes), l.GetLength())
@@ -318,7 +333,7 @@ func (h *Holder) ForkSession(_ context.Context, req *headwaterv1.ForkSessionRequ
 	id := [16]byte(req.GetChild())
 	child := h.sessions[id]
 	if child == nil {
-		child = &heldSession{fault: h.Fault, config: s.config, held: s.held, epoch: req.GetChildEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(s.held)}
+		child = &heldSession{fault: h.Fault, config: s.config, layers: s.layers, held: s.held, epoch: req.GetChildEpoch(), shards: map[[2]int]*rows{}, call: req.GetCall(), stories: tell(s.held)}
 		for _, held := range s.held {
 			want, err := named(req.GetExpect(), held)
 			if err != nil {
@@ -332,7 +347,7 @@ func (h *Holder) ForkSession(_ context.Context, req *headwaterv1.ForkSessionRequ
 			if want.GetLength() > now.GetLength() || n > want.GetLength() {
 				return nil, refuse(behind, "position %d of %d and %d", n, want.GetLength(), now.GetLength())
 			}
-			for j, g := range held.GetGroups() {
+			for j, g := range numbers(held) {
 				key := [2]int{int(held.GetLayer()), int(g)}
 				if s.shards[key].hash(int(want.GetLength())) != want.GetHashes()[j] || want.GetLength() == now.GetLength() && want.GetChain() != now.GetChain() {
 					return nil, refuse(different, "layer %d is different", held.GetLayer())
@@ -347,13 +362,10 @@ func (h *Holder) ForkSession(_ context.Context, req *headwaterv1.ForkSessionRequ
 
 // clone copies the first n positions.
 func (r *rows) clone(n int) *rows {
-	if len(r.hashes) == 0 || n == 0 {
-		return &rows{}
-	}
-	kb, vb := len(r.k)/len(r.hashes), len(r.v)/len(r.hashes)
-	c := &rows{k: bytes.Clone(r.k[:n*kb]), v: bytes.Clone(r.v[:n*vb]), hashes: slices.Clone(r.hashes[:n])}
+	c, stored, l := &rows{layer: r.layer, number: r.number, hashes: slices.Clone(r.hashes[:n])}, r.layer.Stored(r.number, 0, n), r.layer.Layout
+	c.k, c.v = bytes.Clone(r.k[:stored*l.KRowBytes()]), bytes.Clone(r.v[:stored*l.VRowBytes()])
 	if len(r.kScale) > 0 {
-		c.kScale, c.vScale = slices.Clone(r.kScale[:n]), slices.Clone(r.vScale[:n])
+		c.kScale, c.vScale = slices.Clone(r.kScale[:stored]), slices.Clone(r.vScale[:stored])
 	}
 	return c
 }
@@ -398,7 +410,7 @@ func (h *Holder) TruncateSession(_ context.Context, req *headwaterv1.TruncateSes
 		return &headwaterv1.TruncateSessionResponse{}, nil
 	}
 	for i, held := range s.held {
-		for _, g := range held.GetGroups() {
+		for _, g := range numbers(held) {
 			key := [2]int{int(held.GetLayer()), int(g)}
 			s.shards[key] = s.shards[key].clone(int(min(lengths[held.GetLayer()], from[i].GetLength())))
 		}
@@ -485,7 +497,7 @@ func (h *Holder) ExportSession(req *headwaterv1.ExportSessionRequest, stream grp
 		if held.GetLayer() != req.GetLayer() {
 			continue
 		}
-		for _, g := range held.GetGroups() {
+		for _, g := range numbers(held) {
 			if len(req.GetGroups()) > 0 && !slices.Contains(req.GetGroups(), g) {
 				continue
 			}
@@ -498,21 +510,31 @@ func (h *Holder) ExportSession(req *headwaterv1.ExportSessionRequest, stream grp
 			if int(req.GetStart())+count > n || count < 0 {
 				return refuse(invalid, "positions %d to %d of %d", req.GetStart(), int(req.GetStart())+count, n)
 			}
-			// In pieces of 7, so that readers do not count on one.
-			for at := int(req.GetStart()); at < int(req.GetStart())+count; at += 7 {
-				m := min(7, int(req.GetStart())+count-at)
-				kb, vb := len(r.k)/n, len(r.v)/n
-				piece := &headwaterv1.ExportSessionResponse{Group: g, Start: uint64(at), Count: uint32(m), K: r.k[at*kb : (at+m)*kb], V: r.v[at*vb : (at+m)*vb], HashBefore: r.hash(at), HashAfter: r.hash(at + m)}
-				if len(r.kScale) > 0 {
-					piece.KScale, piece.VScale = floatBytes(r.kScale[at:at+m]), floatBytes(r.vScale[at:at+m])
-				}
-				if err := stream.Send(piece); err != nil {
-					return err
-				}
+			if err := r.export(int(req.GetStart()), count, stream.Send); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// export sends the stored ones of some positions, in pieces of 7, so that readers do not count on one.
+func (r *rows) export(start, count int, send func(*headwaterv1.ExportSessionResponse) error) (err error) {
+	kb, vb, before := r.layer.Layout.KRowBytes(), r.layer.Layout.VRowBytes(), r.layer.Stored(r.number, 0, start)
+	r.layer.Runs(r.number, start, count, func(from, count, row int) bool {
+		for at := from; at < from+count && err == nil; at += 7 {
+			m, i := min(7, from+count-at), before+row+at-from
+			piece := &headwaterv1.ExportSessionResponse{
+				Group: uint32(r.number), Start: uint64(at), Count: uint32(m), K: r.k[i*kb:][:m*kb], V: r.v[i*vb:][:m*vb], HashBefore: r.hash(at), HashAfter: r.hash(at + m),
+			}
+			if len(r.kScale) > 0 {
+				piece.KScale, piece.VScale = floatBytes(r.kScale[i:][:m]), floatBytes(r.vScale[i:][:m])
+			}
+			err = send(piece)
+		}
+		return err == nil
+	})
+	return err
 }
 
 func floatBytes(f []float32) []byte {
@@ -584,7 +606,7 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 		return err
 	}
 	i := slices.IndexFunc(s.held, func(l *headwaterv1.HeldLayer) bool { return l.GetLayer() == m.Layer })
-	if i < 0 || len(m.Hashes) != len(s.held[i].GetGroups()) || m.Append == 0 && m.Attend == 0 {
+	if i < 0 || len(m.Hashes) != len(numbers(s.held[i])) || m.Append == 0 && m.Attend == 0 {
 		return refuse(invalid, "layer %d with %d hashes", m.Layer, len(m.Hashes))
 	}
 	now := s.layer(s.held[i])
@@ -592,47 +614,23 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 	if err != nil {
 		return err
 	}
-	groups := s.held[i].GetGroups()
-	layers, bad := layerproto.ReadSessionLayers(s.config.GetLayers())
+	groups := numbers(s.held[i])
+	layer := &s.layers[m.Layer]
+	given, bad := cut(layer, groups, m, req.Payload.Bytes())
 	if bad != nil {
-		return refuse(invalid, "%v", bad)
-	}
-	layer := &layers[m.Layer]
-	held := *layer // with the held groups alone
-	held.KVHeads, held.Heads = len(groups), len(groups)*layer.GroupSize()
-	var payload fanout.Payload
-	if bad := payload.Cut(&held, m, req.Payload.Bytes()); bad != nil {
 		return refuse(invalid, "%v", bad)
 	}
 	added := make([]*rows, len(groups))
 	for i, g := range groups {
-		if added[i], err = appended(s.shards[[2]int{int(m.Layer), int(g)}], layer, m, i, &payload); err != nil {
+		if added[i], err = s.shards[[2]int{int(m.Layer), int(g)}].appended(m, m.Hashes[i], &given.rows[i]); err != nil {
 			return err
 		}
 	}
-	var contexts, lses []float32
-	var answered []int
-	if m.Attend > 0 {
-		m.Answered(len(groups), func(i int) { answered = append(answered, i) })
+	raw, err := answer(layer, m, added, given)
+	if err != nil {
+		return err
 	}
-	for nth, i := range answered {
-		q := make([]byte, 4*int(m.Attend)*layer.GroupSize()*layer.HeadDim())
-		payload.Query(q, nth)
-		context, lse, bad := attend(added[i], layer, m, int(groups[i]), floats(q))
-		if bad != nil {
-			return refuse(notFinite, "%v", bad)
-		}
-		contexts, lses = append(contexts, context...), append(lses, lse...)
-	}
-	resp.Result.Codec = m.Codec
-	if len(answered) > 0 {
-		raw := append(floatBytes(contexts), floatBytes(lses)...)
-		if codec, ok := layerproto.ReadStepCodec(m.Codec); ok {
-			var bad error
-			if raw, bad = contextframe.Encode(nil, codec, 0, len(answered)*int(m.Attend), layer.GroupSize(), layer.VDim(), contexts, lses); bad != nil {
-				return refuse(invalid, "%v", bad)
-			}
-		}
+	if resp.Result.Codec = m.Codec; len(raw) > 0 {
 		if s.fault == FillsWithZeros {
 			clear(raw[len(raw)/2:])
 		}
@@ -662,78 +660,6 @@ func (h *Holder) step(by session.LaneID, req *session.Request, resp *session.Res
 	return nil
 }
 
-// appended returns the shard with the step's positions.
-func appended(r *rows, layer *shard.LayerSpec, m *session.Step, index int, payload *fanout.Payload) (*rows, *session.Error) {
-	n, count := uint64(len(r.hashes)), int(m.Append)
-	repeat := count > 0 && n == m.Length+uint64(m.Append)
-	switch {
-	case n < m.Length:
-		err := refuse(behind, "layer %d has %d positions of %d", m.Layer, n, m.Length)
-		err.Why.Length = n
-		return nil, err
-	case n > m.Length && !repeat:
-		err := refuse(ahead, "layer %d has %d positions, more than %d", m.Layer, n, m.Length)
-		err.Why.Length = n
-		return nil, err
-	case r.hash(int(m.Length)) != m.Hashes[index]:
-		return nil, refuse(different, "layer %d has other positions", m.Layer)
-	}
-	if count == 0 {
-		return r, nil
-	}
-	layout, bad := layer.Layout, error(nil)
-	next := r.clone(int(m.Length))
-	size := layer.Storage().Size()
-	if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
-		size = 4
-	}
-	k, v := make([]byte, count*layer.HeadDim()*size), make([]byte, count*layer.VDim()*size)
-	payload.Key(k, index, 0)
-	payload.Value(v, index, 0)
-	var ks, vs []float32
-	if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_I8 {
-		b := make([]byte, 4*count)
-		payload.KeyScale(b, index, 0)
-		ks = floats(b)
-		payload.ValueScale(b, index, 0)
-		vs = floats(b)
-	} else if m.Encoding == headwaterv1.StorageType_STORAGE_TYPE_F32 {
-		if k, ks, bad = narrow(floats(k), layer.HeadDim(), layer.Storage()); bad == nil {
-			v, vs, bad = narrow(floats(v), layer.VDim(), layer.Storage())
-		}
-		if bad != nil {
-			return nil, refuse(invalid, "%v", bad)
-		}
-	}
-	for _, stored := range [][]byte{k, v} {
-		if i, x, ok := tensor.CheckFinite(stored, layer.Storage(), false); !ok {
-			return nil, refuse(invalid, "element %d is %v", i, x)
-		}
-	}
-	if bad := layout.Settle(attention.Rows{K: k, V: v}); bad != nil {
-		return nil, refuse(invalid, "%v", bad)
-	}
-	next.k, next.v = append(next.k, k...), append(next.v, v...)
-	next.kScale, next.vScale = append(next.kScale, ks...), append(next.vScale, vs...)
-	var hasher kvcache.Hasher
-	next.hashes = nil
-	all := int(m.Length) + count
-	for i := range all {
-		one := attention.Rows{K: next.k[i*layout.KRowBytes():][:layout.KRowBytes()], V: next.v[i*layout.VRowBytes():][:layout.VRowBytes()]}
-		if layer.Storage() == tensor.I8 {
-			one.KScale, one.VScale = next.kScale[i:i+1], next.vScale[i:i+1]
-		}
-		if bad := hasher.Update(one, 1, layout); bad != nil {
-			return nil, refuse(invalid, "%v", bad)
-		}
-		next.hashes = append(next.hashes, hasher.Receipt().Hash)
-	}
-	if repeat && next.hash(all) != r.hash(all) {
-		return nil, refuse(different, "layer %d has other positions", m.Layer)
-	}
-	return next, nil
-}
-
 // narrow brings rows of f32 to the storage type, as docs/numerics.md says.
 func narrow(rows []float32, dim int, dt tensor.DType) ([]byte, []float32, error) {
 	for i, x := range rows {
@@ -755,39 +681,4 @@ func narrow(rows []float32, dim int, dt tensor.DType) ([]byte, []float32, error)
 		}
 	}
 	return out, scales, nil
-}
-
-// attend computes context and LSE of a group over fresh pages.
-func attend(r *rows, layer *shard.LayerSpec, m *session.Step, group int, q []float32) (context_, lse []float32, err error) {
-	layout := layer.Layout
-	n := len(r.hashes)
-	kv := attention.KV{Layout: layout, Len: n}
-	for at := 0; at < n; at += attention.PageLen {
-		page := make([]byte, layout.PageBytes())
-		c := min(attention.PageLen, n-at)
-		rows := attention.Rows{K: r.k[at*layout.KRowBytes():][:c*layout.KRowBytes()], V: r.v[at*layout.VRowBytes():][:c*layout.VRowBytes()]}
-		if layer.Storage() == tensor.I8 {
-			rows.KScale, rows.VScale = r.kScale[at:at+c], r.vScale[at:at+c]
-		}
-		if err := layout.Write(page, 0, c, rows); err != nil {
-			return nil, nil, err
-		}
-		kv.Pages = append(kv.Pages, page)
-	}
-	tokens := int(m.Attend)
-	query := attention.Query{Q: q, Tokens: tokens, Heads: layer.GroupSize(), FirstHead: group * layer.GroupSize(), Offset: int64(m.QueryPosition)}
-	if m.Tree > 0 {
-		query.MaskHeads, query.Mask = 1, make([]byte, tokens*n)
-		stride := (int(m.Tree) + 7) / 8
-		for t := range tokens {
-			for p := range n {
-				bit := p - (n - int(m.Tree))
-				if bit < 0 || m.TreeMask[t*stride+bit/8]>>(bit%8)&1 == 1 {
-					query.Mask[t*n+p] = 1
-				}
-			}
-		}
-	}
-	out := attention.Output{Context: make([]float32, tokens*layer.GroupSize()*layer.VDim()), LSE: make([]float32, tokens*layer.GroupSize())}
-	return out.Context, out.LSE, attention.Attend(context.Background(), 1, kv, query, layer.Options, out)
 }
