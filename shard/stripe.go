@@ -103,9 +103,9 @@ func (s *LayerSpec) checkStripes() error {
 	case s.Stripes < 0 || s.Stripes > MaxStripes:
 		return fmt.Errorf("%d stripes, outside 0 to %d", s.Stripes, MaxStripes)
 	case s.Striped() && s.Windowed():
-		return fmt.Errorf("%d stripes of a layer with a left window: it keeps no more than that, and is held in one", s.Stripes)
+		return fmt.Errorf("%d stripes of a layer with a left window, which keeps no more than that: give it none, it is held whole", s.Stripes)
 	case s.Shards() > MaxHeads:
-		return fmt.Errorf("%d groups in %d stripes are %d shards, at most %d are allowed", s.KVHeads, s.Stripes, s.Shards(), MaxHeads)
+		return fmt.Errorf("%d groups in %d stripes are %d shards, at most %d are allowed: use fewer stripes", s.KVHeads, s.Stripes, s.Shards(), MaxHeads)
 	}
 	return nil
 }

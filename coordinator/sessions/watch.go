@@ -29,7 +29,7 @@ func (r *Relay) WatchAttention(ctx context.Context, req *headwaterv1.WatchAttent
 			return session.Errorf(session.Invalid, "session %x has no layer %d with a group %d", req.GetSession(), req.GetLayer(), req.GetGroup())
 		}
 		if layer := &shards.Layers[req.GetLayer()]; layer.Striped() {
-			return session.Errorf(session.Invalid, "session %x: layer %d is held in %d stripes: no worker has all positions that its queries see", req.GetSession(), req.GetLayer(), layer.Stripes)
+			return session.Errorf(session.Invalid, "session %x: layer %d is held in %d stripes: no worker has all positions that its queries see: watch a session that is held whole, as one restored from a snapshot of this one", req.GetSession(), req.GetLayer(), layer.Stripes)
 		}
 		holders := shards.Held[req.GetLayer()][req.GetGroup()]
 		members := slices.DeleteFunc(r.workers.List(), func(m membership.Member) bool { return !slices.Contains(holders, m.Name) })

@@ -129,7 +129,7 @@ func (s *Service) WatchAttention(m *headwaterv1.WatchAttentionRequest, stream gr
 		return refusal(err)
 	}
 	if layer.Striped() {
-		return invalidSession("session %s: layer %d is held in %d stripes: no worker has all positions that its queries see", id, m.GetLayer(), layer.Stripes)
+		return invalidSession("session %s: layer %d is held in %d stripes: no worker has all positions that its queries see: watch a session that is held whole, as one restored from a snapshot of this one", id, m.GetLayer(), layer.Stripes)
 	}
 	one := &watch{session: id, layer: m.GetLayer(), group: shard.Group(m.GetGroup()), queries: make(chan *query, 1)}
 	if int64(m.GetGroup()) >= int64(layer.KVHeads) || !slices.Contains(groups, one.group) {

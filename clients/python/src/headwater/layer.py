@@ -133,7 +133,7 @@ class Layer:
             raise ValueError(f"arithmetic {self.arithmetic} takes keys and values stored as bf16, not as {self.storage}")
         put("stripes", options.whole("stripes", self.stripes, 1, constants.MAX_STRIPES))
         if self.stripes > 1 and self.window_left is not None:
-            raise ValueError(f"stripes is {self.stripes}, and a layer with window_left is held whole")
+            raise ValueError(f"stripes is {self.stripes}, and a layer with window_left is held whole: leave stripes out")
         for name in ("alibi_slopes", "sinks"):
             values = options.numbers(name, getattr(self, name), self.n_heads)
             put(name, tuple(float(np.float32(x)) for x in values))

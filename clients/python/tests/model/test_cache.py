@@ -183,6 +183,38 @@ def test_it_is_saved_and_loaded(model: Any, client: headwater.Client, tmp_path: 
     assert not client.sessions().sessions
 
 
+def test_it_is_held_in_stripes(model: Any, client: headwater.Client, tmp_path: Path) -> None:
+    """With the bits of a cache that is held whole, over the end of a split, and wherever it is taken up again."""
+    ids = prompt(1, 2060)["input_ids"]
+    with headwater.Cache(client, model) as whole, headwater.Cache(client, model, stripes=2, share=False) as cache:
+        for part in (ids[:, :2040], ids[:, 2040:2050], ids[:, 2050:]):
+            want = forward(model, whole, part)
+            assert (forward(model, cache, part) == want).all()
+        assert [layer.stripes for layer in cache.sessions[0].layers] == [2, 2]
+        more = torch.tensor([[3]])
+        with cache.fork() as child:
+            assert [layer.stripes for layer in child.sessions[0].layers] == [2, 2]
+            want = forward(model, whole, more)
+            assert (forward(model, child, more) == want).all()
+        cache.save(tmp_path / "rows")
+        receipt = cache.receipt()
+        cache.close(keep=True)
+    for stripes in (0, 3):
+        with headwater.Cache.load(client, model, tmp_path / "rows", stripes=stripes) as loaded:
+            assert {layer.stripes for layer in loaded.sessions[0].layers} == {max(stripes, 1)}
+            assert (forward(model, loaded, more) == want).all()
+    with headwater.Cache.attach(client, model, receipt) as taken:
+        assert (forward(model, taken, more) == want).all()
+    windowed = tiny("Mistral", sliding_window=8)
+    with headwater.Cache(client, windowed, stripes=2) as cache:
+        forward(windowed, cache, ids[:, :20])
+        assert [layer.stripes for layer in cache.sessions[0].layers] == [1, 1]
+    for n, error in ((65, ValueError), (-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="stripes is"):
+            headwater.Cache(client, model, stripes=n)  # type: ignore[arg-type]
+    assert not client.sessions().sessions
+
+
 def test_another_takes_it_up(model: Any, client: headwater.Client) -> None:
     ids = prompt(2)["input_ids"]
     cache = headwater.Cache(client, model)

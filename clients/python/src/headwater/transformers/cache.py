@@ -6,7 +6,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +19,9 @@ from ..arrays import as_array
 from ..client import Client
 from ..cluster import LocalCluster
 from ..codecs import SessionCodec
+from ..constants import MAX_STRIPES
 from ..errors import FreedError
+from ..options import whole
 from ..session import Session
 from ..steps import Step
 from ..together import batch
@@ -103,7 +105,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
                  the fingerprint of the model, of every weight; a model with hooks or adapters shares only with a fingerprint
                  that you give
     fingerprint  what to share under instead, up to 1 KiB
-    tenant, ttl, workers, replicas, codec  as in Client.open
+    tenant, ttl, workers, replicas, stripes, codec  as in Client.open
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         ttl: float = 0,
         workers: int = 0,
         replicas: int | None = None,
+        stripes: int = 0,
         codec: SessionCodec = "auto",
     ) -> None:
         if not isinstance(cluster, (Client, LocalCluster)):
@@ -134,7 +137,8 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
             storage = _STORAGE[model.dtype]
         self._places = {at: i for i, at in enumerate(self._geometry.shapes)}  # the session's layer of a model's
         self._layers = [shape.to_layer(storage, arithmetic) for shape in self._geometry.shapes.values()]
-        self._open: dict[str, Any] = {"tenant": tenant, "ttl": ttl, "workers": workers, "replicas": replicas, "codec": codec}
+        stripes = whole("stripes", stripes, 0, MAX_STRIPES)
+        self._open: dict[str, Any] = {"tenant": tenant, "ttl": ttl, "workers": workers, "replicas": replicas, "stripes": stripes, "codec": codec}
         if fingerprint is None and share:
             fingerprint = prints.fingerprint(model)
         self._options = {"storage": storage, "arithmetic": arithmetic, "share": share, "fingerprint": fingerprint, **self._open}  # of a fork
@@ -227,7 +231,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     @classmethod
     def load(cls, cluster: Client | LocalCluster, model: Any, path: str | os.PathLike[str], **options: Any) -> Cache:
         """A cache that goes on where the saved one was, with the same bits. options are those of Cache."""
-        return cls._of(cluster, model, options, lambda cache: files.load(cache._client, path))
+        return cls._of(cluster, model, options, lambda cache: files.load(cache._client, path, cache._open["stripes"]))
 
     @classmethod
     def _of(cls, cluster: Client | LocalCluster, model: Any, options: dict[str, Any], find: Callable[[Cache], files.State]) -> Cache:
@@ -245,7 +249,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         if state.model and self.shares and state.model != self._open["model"]:
             raise ValueError("the rows are another model's: its weights or its config were others")
         for row in state.rows:
-            if row.held.session.layers != tuple(self._layers):
+            if [replace(layer, stripes=1) for layer in row.held.session.layers] != self._layers:  # in how many stripes they are held changes no bit
                 raise ValueError("the rows are those of another model, or stored in another way: their layers are others")
             lengths = {row.held.session.length(i) for i in range(len(self._layers))}
             if lengths != {row.held.length}:

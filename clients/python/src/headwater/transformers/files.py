@@ -70,15 +70,15 @@ def save(client: Client, path: str | os.PathLike[str], rows: Sequence[Row], colu
         raise
 
 
-def load(client: Client, path: str | os.PathLike[str]) -> State:
-    """Makes sessions of what save wrote."""
-    coord = programs.find("Cache.load", None)
+def load(client: Client, path: str | os.PathLike[str], stripes: int) -> State:
+    """Makes sessions of what save wrote, in so many stripes."""
+    command = [programs.find("Cache.load", None), "sessions", "restore", "-", "--output", "json", "--stripes", str(stripes)]
     try:
         with zipfile.ZipFile(path) as archive:
 
             def restore(i: int, _: Any) -> Any:
                 with archive.open(f"{i}.snapshot") as member:
-                    said = programs.run([coord, "sessions", "restore", "-", "--output", "json"], client.address, client._security, given=member)
+                    said = programs.run(command, client.address, client._security, given=member)
                 return client.attach(json.loads(said)["id"], keep=False)
 
             return _state(archive.read(_HEAD).decode(), restore)
