@@ -59,6 +59,9 @@ type Config struct {
 	Tracer *observe.Tracer
 	// Bus is the bytes a second at which the threads read memory, as measured; 0 if it was not.
 	Bus float64
+	// Members returns who is in the cluster, as far as the worker knows; nil is that it knows nobody. Who asks the worker for a session's
+	// holders is told where the others are.
+	Members func() []membership.Member
 	// Now is the clock of sessions; nil is time.Now.
 	Now func() time.Time
 }
@@ -127,7 +130,7 @@ func New(cfg Config) (*Worker, error) {
 		cfg:      cfg,
 		machine:  m,
 		jobs:     jobs.New(m),
-		sessions: sessions.New(m, cfg.Boot),
+		sessions: sessions.New(m, cfg.Boot, cfg.Members),
 	}
 	w.observe()
 	return w, nil

@@ -394,6 +394,7 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 	if err := claim(ctx, req.GetPrefix().GetConfig()); err != nil {
 		return nil, err
 	}
+	req.Others = false // all are told of here
 	members, awaited := r.listed()
 	answers, silent, err := r.named(ctx, members, awaited, req)
 	if err != nil {

@@ -286,6 +286,8 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 		return usageError{err}
 	}
 	defer endTraces(config.Tracer, log)
+	var view membership.View // there is one before anything is served
+	config.Members = func() []membership.Member { return view.Members() }
 	w, err := worker.New(config)
 	if err != nil {
 		return usageError{err}
@@ -295,7 +297,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	if err != nil {
 		return err
 	}
-	view, err := at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: programVersion, Weight: config.Weight}, "", config.Security, log)
+	view, err = at.view(ctx, membership.Member{Name: name, Boot: config.Boot, Role: membership.RoleWorker, Address: address, Version: programVersion, Weight: config.Weight}, "", config.Security, log)
 	if err != nil {
 		return errors.Join(err, listener.Close())
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -39,7 +40,7 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 	if err != nil {
 		return nil, err
 	}
-	size := 0
+	size, where := 0, s.whereabouts(m)
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			return nil, status.FromContextError(ctx.Err()).Err()
@@ -54,6 +55,7 @@ func (s *Service) ListSessions(ctx context.Context, m *headwaterv1.ListSessionsR
 		if told == nil {
 			continue // It is not held.
 		}
+		told.Others = s.others(told.GetEpoch(), where)
 		if size += proto.Size(told); size > maxListBytes {
 			return nil, invalidSession("the states of %d sessions exceed %d bytes: name fewer, or ask for pages by a smaller limit and after", len(ids), maxListBytes)
 		}
@@ -150,6 +152,30 @@ func (s *Service) tell(ctx context.Context, id kvcache.SessionID, told detail) (
 		return nil, err
 	}
 	return s.state(state, whole), nil
+}
+
+// whereabouts returns the addresses of the cluster's workers by name, if a request asks where the others are that hold a session.
+func (s *Service) whereabouts(m *headwaterv1.ListSessionsRequest) map[string]string {
+	if !m.GetOthers() || !m.GetHoldersOnly() || s.members == nil {
+		return nil
+	}
+	where := map[string]string{}
+	for _, member := range s.members() {
+		if member.Role == membership.RoleWorker {
+			where[member.Name] = member.Address
+		}
+	}
+	return where
+}
+
+// others returns those that an epoch names beside this worker and whose addresses are known.
+func (s *Service) others(epoch *headwaterv1.Epoch, where map[string]string) (others []*headwaterv1.Holder) {
+	for _, name := range epoch.GetMembers() {
+		if address, ok := where[name]; ok && name != s.m.Name {
+			others = append(others, &headwaterv1.Holder{Name: name, Address: address})
+		}
+	}
+	return others
 }
 
 // veil takes out of a cache's state what tells a tenant of the others: how much they hold, find again and have waiting.

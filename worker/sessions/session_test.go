@@ -49,7 +49,7 @@ func serveSessions(t testing.TB, cfg machine.Config, opts ...grpc.ServerOption) 
 		cfg.Budget = 1 << 30
 	}
 	m := machine.New(cfg)
-	service := New(m, uuid.UUID{15: 1})
+	service := New(m, uuid.UUID{15: 1}, nil)
 	listener := bufconn.Listen(1 << 16)
 	// A caller may have its answer before the handler has returned.
 	server := grpc.NewServer(append(m.Flight.ServerOptions(), append(opts, grpc.WaitForHandlers(true))...)...)

@@ -18,6 +18,7 @@ import (
 	"github.com/google/uuid"
 
 	"headwater.example/internal/kvcache"
+	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -35,8 +36,9 @@ const (
 
 // Service serves SessionService on a machine.
 type Service struct {
-	m    *machine.Machine
-	boot uuid.UUID
+	m       *machine.Machine
+	boot    uuid.UUID
+	members func() []membership.Member // nil is that none are known
 
 	lanes        atomic.Int64 // that are open
 	queuedSteps  atomic.Int64 // that wait
@@ -45,8 +47,11 @@ type Service struct {
 	watches watches
 }
 
-// New makes the service of a machine. The holder's boot is the machine's.
-func New(m *machine.Machine, boot uuid.UUID) *Service { return &Service{m: m, boot: boot} }
+// New makes the service of a machine. The holder's boot is the machine's. Members are those of the cluster, as far as they are known; nil
+// is that none are.
+func New(m *machine.Machine, boot uuid.UUID, members func() []membership.Member) *Service {
+	return &Service{m: m, boot: boot, members: members}
+}
 
 // CreateSession makes a session, or answers for the one that the same request made before.
 func (s *Service) CreateSession(ctx context.Context, m *headwaterv1.CreateSessionRequest) (*headwaterv1.CreateSessionResponse, error) {

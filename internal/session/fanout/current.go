@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -132,19 +135,57 @@ func compareEpochs(a, b *headwaterv1.Epoch) int {
 	return cmp.Or(cmp.Compare(a.GetCounter(), b.GetCounter()), bytes.Compare(a.GetLane(), b.GetLane()))
 }
 
-// locate asks who holds a session now: Locate, or if that fails the holders that are known.
+// locate asks who holds a session now: Locate, or if that fails the holders that are known. If Locate takes longer than a pause between
+// two questions, the holders are asked beside it, and go before if they tell of an epoch that is open, all of whose holders answer, and
+// that is news. So who waits until holders were exchanged does not also wait for a coordinator that is cut off, or that waits for
+// other workers.
 func (c *Conns) locate(ctx context.Context, id [16]byte, known *Holding) (*Holding, error) {
-	failed := errNoWay
-	if c.Locate != nil {
-		var h *Holding
-		if h, failed = c.Locate(ctx, id); failed == nil {
-			return h, nil
+	type located struct {
+		h   *Holding
+		err error
+	}
+	answer, held := make(chan located, 1), make(chan *Holding, 1)
+	asking, cancel := context.WithCancel(ctx)
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	defer cancel()
+	tasks.Go(func() {
+		a := located{err: errNoWay}
+		if c.Locate != nil {
+			a.err = rpc.Guard(c.Log, "asking who holds a session", func() (err error) {
+				a.h, err = c.Locate(asking, id)
+				return err
+			})
+		}
+		answer <- a
+	})
+	late := time.NewTimer(refreshPause)
+	defer late.Stop()
+	for {
+		select {
+		case a := <-answer:
+			if a.err == nil {
+				return a.h, nil
+			}
+			if h := c.askHolders(ctx, id, known); h != nil {
+				return h, nil
+			}
+			return nil, a.err
+		case <-late.C:
+			tasks.Go(func() { held <- c.askHolders(asking, id, known) })
+		case h := <-held:
+			if h != nil && h.newsTo(known) {
+				return h, nil
+			}
+			late.Reset(refreshPause)
 		}
 	}
-	if h := c.askHolders(ctx, id, known); h != nil {
-		return h, nil
-	}
-	return nil, failed
+}
+
+// newsTo reports whether nobody exchanges the holders, all that have their epoch are known, and it is a later one than was known, or the
+// same one if not all of its holders were.
+func (h *Holding) newsTo(known *Holding) bool {
+	return !h.closed && !h.exchange && (h.counter > known.counter || h.counter == known.counter && known.closed)
 }
 
 // askHolders asks the holders that are known who holds a session now; nil is that they do not tell of all of it.
@@ -160,14 +201,56 @@ func (c *Conns) askHolders(ctx context.Context, id [16]byte, known *Holding) *Ho
 	return h
 }
 
-// heldBy asks the holders that are known what they hold of a session. Those that do not answer, or do not hold it, tell nothing.
+// follows is how often those are asked as well whom others name: with each time they may be known better.
+const follows = 3
+
+// heldBy asks the holders that are known what they hold of a session, and those whom the highest epoch names beside them, if a holder
+// tells where they are. Those that do not answer, or do not hold it, tell nothing.
 func (c *Conns) heldBy(ctx context.Context, id [16]byte, known *Holding) []*headwaterv1.SessionState {
-	states := make([]*headwaterv1.SessionState, len(known.holders))
-	_, _ = c.gather(ctx, known.holders, always, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
-		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}, HoldersOnly: true})
+	asked := slices.Clone(known.holders)
+	states := c.heldByEach(ctx, id, asked)
+	if asked[0].Groups == nil {
+		return states // a coordinator is the one holder, and tells of all
+	}
+	for range follows {
+		others := unasked(states, asked)
+		if len(others) == 0 {
+			break
+		}
+		asked = append(asked, others...)
+		states = append(states, c.heldByEach(ctx, id, others)...)
+	}
+	return states
+}
+
+// unasked returns those whom the highest epoch names and who were not asked, as far as a state of this epoch tells where they are.
+func unasked(states []*headwaterv1.SessionState, asked []*Holder) (others []*Holder) {
+	if len(states) == 0 {
+		return nil
+	}
+	top := slices.MaxFunc(states, func(a, b *headwaterv1.SessionState) int { return compareEpochs(a.GetEpoch(), b.GetEpoch()) }).GetEpoch()
+	for _, s := range states {
+		if compareEpochs(s.GetEpoch(), top) != 0 {
+			continue
+		}
+		for _, o := range s.GetOthers() {
+			named := func(other *Holder) bool { return other.Name == o.GetName() }
+			if slices.Contains(top.GetMembers(), o.GetName()) && !slices.ContainsFunc(asked, named) && !slices.ContainsFunc(others, named) {
+				others = append(others, &Holder{Name: o.GetName(), Address: o.GetAddress()})
+			}
+		}
+	}
+	return others
+}
+
+// heldByEach asks each of some holders what it holds of a session, and where the others are.
+func (c *Conns) heldByEach(ctx context.Context, id [16]byte, holders []*Holder) []*headwaterv1.SessionState {
+	states := make([]*headwaterv1.SessionState, len(holders))
+	_, _ = c.gather(ctx, holders, always, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
+		resp, err := s.ListSessions(ctx, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}, HoldersOnly: true, Others: true})
 		for _, state := range resp.GetSessions() {
 			for _, o := range state.GetHolders() {
-				o.Name, o.Address = known.holders[i].Name, known.holders[i].Address
+				o.Name, o.Address = holders[i].Name, holders[i].Address
 			}
 			states[i] = state
 		}

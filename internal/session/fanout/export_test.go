@@ -20,6 +20,14 @@ func (c *Conns) Reopen(ctx context.Context, p *Place, epoch *headwaterv1.Epoch) 
 	return c.reopen(ctx, p, p.Holding(), epoch, nil)
 }
 
+// LocateNow asks who holds a session now.
+func (c *Conns) LocateNow(ctx context.Context, id [16]byte, known *Holding) (*Holding, error) {
+	return c.locate(ctx, id, known)
+}
+
+// Counter is that of the epoch that the holding is known by.
+func (h *Holding) Counter() uint64 { return h.counter }
+
 // Times are the times that answers took.
 type Times struct{ times }
 

@@ -29,6 +29,8 @@ type Holder struct {
 	headwaterv1.UnimplementedWorkerServiceServer
 	Name string
 	Boot [16]byte
+	// Where has the addresses of others by their names, which it tells who asks for the others that have an epoch.
+	Where map[string]string
 	// Fault is what the holder does wrong, for tests of what is to notice it.
 	Fault Fault
 
@@ -466,7 +468,13 @@ func (h *Holder) ListSessions(_ context.Context, req *headwaterv1.ListSessionsRe
 	resp := &headwaterv1.ListSessionsResponse{Caches: []*headwaterv1.CacheState{cache}}
 	for id, s := range h.sessions {
 		if !req.GetCachesOnly() && (len(req.GetSessions()) == 0 || slices.ContainsFunc(req.GetSessions(), func(b []byte) bool { return bytes.Equal(b, id[:]) })) {
-			resp.Sessions = append(resp.Sessions, h.state(id[:], s, len(req.GetSessions()) > 0))
+			state := h.state(id[:], s, len(req.GetSessions()) > 0)
+			for _, name := range state.GetEpoch().GetMembers() {
+				if address, ok := h.Where[name]; ok && req.GetOthers() && name != h.Name {
+					state.Others = append(state.Others, &headwaterv1.Holder{Name: name, Address: address})
+				}
+			}
+			resp.Sessions = append(resp.Sessions, state)
 		}
 		cache.UsedBytes += h.state(id[:], s, false).GetPageBytes()
 	}

@@ -853,7 +853,10 @@ type SessionState struct {
 	// What it was made with; absent in a list of all sessions.
 	Config *SessionConfig `protobuf:"bytes,13,opt,name=config,proto3" json:"config,omitempty"`
 	// Id of the newest truncation, 0 if there was none.
-	TruncationId  uint64 `protobuf:"fixed64,14,opt,name=truncation_id,json=truncationId,proto3" json:"truncation_id,omitempty"`
+	TruncationId uint64 `protobuf:"fixed64,14,opt,name=truncation_id,json=truncationId,proto3" json:"truncation_id,omitempty"`
+	// From a worker that was asked for them: the others that the epoch names, by name and address, as far as the worker knows them by the
+	// cluster's membership. It is a hint where to ask: who holds what, each says itself. Since version 1.4.
+	Others        []*Holder `protobuf:"bytes,15,rep,name=others,proto3" json:"others,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -984,6 +987,13 @@ func (x *SessionState) GetTruncationId() uint64 {
 		return x.TruncationId
 	}
 	return 0
+}
+
+func (x *SessionState) GetOthers() []*Holder {
+	if x != nil {
+		return x.Others
+	}
+	return nil
 }
 
 // CreateSessionRequest asks for a session.
@@ -1884,7 +1894,10 @@ type ListSessionsRequest struct {
 	// named sessions' steps in progress.
 	HoldersOnly bool `protobuf:"varint,5,opt,name=holders_only,json=holdersOnly,proto3" json:"holders_only,omitempty"`
 	// With caches_only: which prefixes would a new session find? Only a worker answers it.
-	Prefix        *PrefixQuery `protobuf:"bytes,6,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Prefix *PrefixQuery `protobuf:"bytes,6,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// With holders_only: where are the others that have the sessions' epochs (SessionState.others)? Only a worker answers it. Since
+	// version 1.4.
+	Others        bool `protobuf:"varint,7,opt,name=others,proto3" json:"others,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1959,6 +1972,13 @@ func (x *ListSessionsRequest) GetPrefix() *PrefixQuery {
 		return x.Prefix
 	}
 	return nil
+}
+
+func (x *ListSessionsRequest) GetOthers() bool {
+	if x != nil {
+		return x.Others
+	}
+	return false
 }
 
 // PrefixQuery asks which prefixes a session of this config that begins with these tokens would find.
@@ -3552,7 +3572,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05first\x18\x04 \x01(\x04R\x05first\x12\x14\n" +
 	"\x05chain\x18\x05 \x01(\x06R\x05chain\x120\n" +
 	"\x06before\x18\x06 \x01(\v2\x18.headwater.v1.LayerStateR\x06before\x12\x1b\n" +
-	"\tappend_id\x18\a \x01(\x06R\bappendId\"\x97\x04\n" +
+	"\tappend_id\x18\a \x01(\x06R\bappendId\"\xc5\x04\n" +
 	"\fSessionState\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -3569,7 +3589,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x04used\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x04used\x12.\n" +
 	"\aholders\x18\f \x03(\v2\x14.headwater.v1.HolderR\aholders\x123\n" +
 	"\x06config\x18\r \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\x12#\n" +
-	"\rtruncation_id\x18\x0e \x01(\x06R\ftruncationId\"\xb3\x02\n" +
+	"\rtruncation_id\x18\x0e \x01(\x06R\ftruncationId\x12,\n" +
+	"\x06others\x18\x0f \x03(\v2\x14.headwater.v1.HolderR\x06others\"\xb3\x02\n" +
 	"\x14CreateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x123\n" +
@@ -3631,7 +3652,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12\x12\n" +
 	"\x04call\x18\x03 \x01(\x06R\x04call\"\x15\n" +
-	"\x13DropSessionResponse\"\xd4\x01\n" +
+	"\x13DropSessionResponse\"\xec\x01\n" +
 	"\x13ListSessionsRequest\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x1f\n" +
 	"\vcaches_only\x18\x02 \x01(\bR\n" +
@@ -3639,7 +3660,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\x12\x14\n" +
 	"\x05after\x18\x04 \x01(\fR\x05after\x12!\n" +
 	"\fholders_only\x18\x05 \x01(\bR\vholdersOnly\x121\n" +
-	"\x06prefix\x18\x06 \x01(\v2\x19.headwater.v1.PrefixQueryR\x06prefix\"Z\n" +
+	"\x06prefix\x18\x06 \x01(\v2\x19.headwater.v1.PrefixQueryR\x06prefix\x12\x16\n" +
+	"\x06others\x18\a \x01(\bR\x06others\"Z\n" +
 	"\vPrefixQuery\x123\n" +
 	"\x06config\x18\x01 \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\x12\x16\n" +
 	"\x06tokens\x18\x02 \x03(\rR\x06tokens\"^\n" +
@@ -3885,70 +3907,71 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	43, // 9: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 10: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 11: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
-	2,  // 12: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	3,  // 13: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
-	5,  // 14: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
-	10, // 15: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
-	8,  // 16: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 17: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 18: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 19: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 20: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	2,  // 21: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
-	7,  // 22: headwater.v1.ForkSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 23: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 24: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 25: headwater.v1.TruncateSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 26: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
-	8,  // 27: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 28: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	23, // 29: headwater.v1.ListSessionsRequest.prefix:type_name -> headwater.v1.PrefixQuery
-	3,  // 30: headwater.v1.PrefixQuery.config:type_name -> headwater.v1.SessionConfig
-	5,  // 31: headwater.v1.PrefixHolding.layers:type_name -> headwater.v1.HeldLayer
-	8,  // 32: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	27, // 33: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	26, // 34: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
-	24, // 35: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
-	28, // 36: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	2,  // 37: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 38: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
-	8,  // 39: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
-	34, // 40: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	41, // 41: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 42: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	36, // 43: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	37, // 44: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 45: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 46: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 47: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	44, // 48: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
-	38, // 49: headwater.v1.SessionError.lost:type_name -> headwater.v1.LostShards
-	39, // 50: headwater.v1.LostShards.layers:type_name -> headwater.v1.LostLayer
-	9,  // 51: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 52: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 53: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 54: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 55: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 56: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 57: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	29, // 58: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	31, // 59: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
-	33, // 60: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 61: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 62: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 63: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 64: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 65: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 66: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	25, // 67: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	30, // 68: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	32, // 69: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
-	35, // 70: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	61, // [61:71] is the sub-list for method output_type
-	51, // [51:61] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	6,  // 12: headwater.v1.SessionState.others:type_name -> headwater.v1.Holder
+	2,  // 13: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	3,  // 14: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
+	5,  // 15: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
+	10, // 16: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
+	8,  // 17: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 18: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 19: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 20: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 21: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 22: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
+	7,  // 23: headwater.v1.ForkSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 24: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 25: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 26: headwater.v1.TruncateSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 27: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
+	8,  // 28: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 29: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	23, // 30: headwater.v1.ListSessionsRequest.prefix:type_name -> headwater.v1.PrefixQuery
+	3,  // 31: headwater.v1.PrefixQuery.config:type_name -> headwater.v1.SessionConfig
+	5,  // 32: headwater.v1.PrefixHolding.layers:type_name -> headwater.v1.HeldLayer
+	8,  // 33: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
+	27, // 34: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	26, // 35: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
+	24, // 36: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
+	28, // 37: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	2,  // 38: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 39: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
+	8,  // 40: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
+	34, // 41: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	41, // 42: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 43: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	36, // 44: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	37, // 45: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 46: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 47: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 48: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	44, // 49: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
+	38, // 50: headwater.v1.SessionError.lost:type_name -> headwater.v1.LostShards
+	39, // 51: headwater.v1.LostShards.layers:type_name -> headwater.v1.LostLayer
+	9,  // 52: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 53: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 54: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 55: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 56: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 57: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 58: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	29, // 59: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	31, // 60: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
+	33, // 61: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 62: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 63: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 64: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 65: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 66: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 67: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	25, // 68: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	30, // 69: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	32, // 70: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
+	35, // 71: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	62, // [62:72] is the sub-list for method output_type
+	52, // [52:62] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }

@@ -173,7 +173,7 @@ class LayerState(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ..., chain: _Optional[int] = ..., before: _Optional[_Union[LayerState, _Mapping]] = ..., append_id: _Optional[int] = ...) -> None: ...
 
 class SessionState(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config", "truncation_id")
+    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config", "truncation_id", "others")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +188,7 @@ class SessionState(_message.Message):
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_ID_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
@@ -202,7 +203,8 @@ class SessionState(_message.Message):
     holders: _containers.RepeatedCompositeFieldContainer[Holder]
     config: SessionConfig
     truncation_id: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., truncation_id: _Optional[int] = ...) -> None: ...
+    others: _containers.RepeatedCompositeFieldContainer[Holder]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., truncation_id: _Optional[int] = ..., others: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("session", "epoch", "config", "held", "tokens", "workers", "begin", "call")
@@ -345,20 +347,22 @@ class DropSessionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListSessionsRequest(_message.Message):
-    __slots__ = ("sessions", "caches_only", "limit", "after", "holders_only", "prefix")
+    __slots__ = ("sessions", "caches_only", "limit", "after", "holders_only", "prefix", "others")
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CACHES_ONLY_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     HOLDERS_ONLY_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     sessions: _containers.RepeatedScalarFieldContainer[bytes]
     caches_only: bool
     limit: int
     after: bytes
     holders_only: bool
     prefix: PrefixQuery
-    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ..., holders_only: bool = ..., prefix: _Optional[_Union[PrefixQuery, _Mapping]] = ...) -> None: ...
+    others: bool
+    def __init__(self, sessions: _Optional[_Iterable[bytes]] = ..., caches_only: bool = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ..., holders_only: bool = ..., prefix: _Optional[_Union[PrefixQuery, _Mapping]] = ..., others: bool = ...) -> None: ...
 
 class PrefixQuery(_message.Message):
     __slots__ = ("config", "tokens")
