@@ -233,14 +233,7 @@ func (l Layout) Read(page []byte, at, n int, rows Rows) error {
 		l.readPairs(page, at, n, rows)
 		return nil
 	}
-	size := l.dt.Size()
-	k := l.k(page)
-	for t := range n {
-		row := rows.K[t*size*l.headDim:][:size*l.headDim]
-		for i := range l.headDim {
-			copy(row[i*size:][:size], k[(i*PageLen+at+t)*size:])
-		}
-	}
+	readKeys(rows.K, l.k(page), l.KRowBytes(), at, n, l.headDim, l.dt.Size())
 	v, stride, row := l.v(page), l.vRowStride(), l.VRowBytes()
 	for t := range n {
 		copy(rows.V[t*row:][:row], v[(at+t)*stride:])

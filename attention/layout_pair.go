@@ -39,17 +39,25 @@ func (l Layout) writePairs(page []byte, at, n int, rows Rows, vec *vector) {
 
 // readPairs is Read for elements in pairs.
 func (l Layout) readPairs(page []byte, at, n int, rows Rows) {
-	k, v, kRow, vRow := l.k(page), l.v(page), l.KRowBytes(), l.VRowBytes()
-	for t := range n {
-		row := rows.K[t*kRow:][:kRow]
-		for i := 0; i < len(row); i += pairSize {
-			copy(row[i:], k[i*PageLen+pairSize*(at+t):][:pairSize])
+	k, kRow, words := l.k(page), l.KRowBytes(), l.headDim/2
+	readKeys(rows.K, k, kRow, at, n, words, pairSize)
+	if l.headDim%2 != 0 {
+		for t := range n {
+			copy(rows.K[(t+1)*kRow-2:], k[(words*PageLen+at+t)*pairSize:][:2])
 		}
-		row = rows.V[t*vRow:][:vRow]
-		pair := v[(at+t)/2*l.vRowStride()+(at+t)%2*2:]
-		for i := 0; i < len(row); i += 2 {
-			copy(row[i:], pair[2*i:][:2])
+	}
+	v, vRow := l.v(page), l.VRowBytes()
+	for t := 0; t < n; {
+		pair, own := v[(at+t)/2*l.vRowStride():][:2*vRow], rows.V[t*vRow:][:vRow]
+		if (at+t)%2 == 0 && t+1 < n {
+			unweave(own, rows.V[(t+1)*vRow:][:vRow], pair)
+			t += 2
+			continue
 		}
+		for i := 0; i < vRow; i += 2 {
+			copy(own[i:], pair[2*i+(at+t)%2*2:][:2])
+		}
+		t++
 	}
 }
 
@@ -73,6 +81,25 @@ func weave(pairs, first, second []byte) {
 func weave2(x, y uint64) uint64 {
 	return x&0xffff | y&0xffff<<16 | x&0xffff0000<<16 | y&0xffff0000<<32
 }
+
+// unweave is the inverse of weave.
+func unweave(first, second, pairs []byte) {
+	second = second[:len(first)]
+	i := 0
+	for ; i+8 <= len(first); i += 8 {
+		from := pairs[2*i:][:16]
+		x, y := binary.LittleEndian.Uint64(from), binary.LittleEndian.Uint64(from[8:])
+		binary.LittleEndian.PutUint64(first[i:], unweave2(x)|unweave2(y)<<32)
+		binary.LittleEndian.PutUint64(second[i:], unweave2(x>>16)|unweave2(y>>16)<<32)
+	}
+	for ; i < len(first); i += 2 {
+		copy(first[i:], pairs[2*i:][:2])
+		copy(second[i:], pairs[2*i+2:][:2])
+	}
+}
+
+// unweave2 returns the lower halves of two pairs.
+func unweave2(x uint64) uint64 { return x&0xffff | x>>16&0xffff0000 }
 
 // weaveRows is the function weave in assembly.
 func (v *vector) weaveRows(pairs, first, second []byte) {

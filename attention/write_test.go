@@ -46,6 +46,52 @@ func TestWriteKeys(t *testing.T) {
 	}
 }
 
+// TestReadKeys holds the columns that are read eight bytes at once against those read one element after the other, and what is around
+// them stays as it is.
+func TestReadKeys(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 7))
+	for _, size := range []int{1, 2, 4} {
+		for dim := 1; dim < 150; dim++ {
+			n := 1 + rnd.IntN(PageLen)
+			at := rnd.IntN(PageLen - n + 1)
+			stride := dim*size + rnd.IntN(3)
+			k, rows := make([]byte, PageLen*dim*size), make([]byte, (n-1)*stride+dim*size)
+			for i := range k {
+				k[i] = byte(rnd.Uint32())
+			}
+			for i := range rows {
+				rows[i] = byte(rnd.Uint32())
+			}
+			want := bytes.Clone(rows)
+			for u := range n {
+				for i := range dim {
+					copy(want[u*stride+i*size:], k[(i*PageLen+at+u)*size:][:size])
+				}
+			}
+			if readKeys(rows, k, stride, at, n, dim, size); !bytes.Equal(rows, want) {
+				t.Fatalf("%d rows of %d elements of %d bytes from %d differ", n, dim, size, at)
+			}
+		}
+	}
+}
+
+// TestUnweave takes the pairs of two rows apart again.
+func TestUnweave(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 8))
+	for n := 1; n < 100; n++ {
+		first, second, pairs := make([]byte, 2*n), make([]byte, 2*n), make([]byte, 4*n)
+		for i := range pairs {
+			pairs[i] = byte(rnd.Uint32())
+		}
+		unweave(first, second, pairs)
+		for i := range n {
+			if !bytes.Equal(pairs[4*i:][:2], first[2*i:][:2]) || !bytes.Equal(pairs[4*i+2:][:2], second[2*i:][:2]) {
+				t.Fatalf("%d elements: pair %d is %x, read as %x and %x", n, i, pairs[4*i:][:4], first[2*i:][:2], second[2*i:][:2])
+			}
+		}
+	}
+}
+
 // TestWeave holds the pairs of two rows in assembly against those in Go.
 func TestWeave(t *testing.T) {
 	skipIfRaced(t)
@@ -111,6 +157,11 @@ func BenchmarkWrite(b *testing.B) {
 			p, at := page(i), i/pages%PageLen
 			copy(p[at*l.KRowBytes():], one.K)
 			copy(p[l.kBytes()+at*l.VRowBytes():], one.V)
+		})
+		run("read a page", func(i int) {
+			if err := l.Read(page(i), 0, PageLen, rows); err != nil {
+				b.Fatal(err)
+			}
 		})
 		run("page", func(i int) {
 			if err := l.Write(page(i), 0, PageLen, rows); err != nil {
