@@ -10,11 +10,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"headwater.example/attention"
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
 	"headwater.example/internal/placement"
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -30,6 +33,8 @@ const (
 	// restoreAtOnce is how many sessions are asked for at once, and lookAtOnce how many are listed.
 	restoreAtOnce = 64
 	lookAtOnce    = 1000
+	// copiesAtOnce is for how many sessions something is done at once.
+	copiesAtOnce = 2
 	// maxKicked bounds the sessions that are looked at before all others.
 	maxKicked = 1 << 12
 )
@@ -252,10 +257,21 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 		}
 	}
 	k.say()
+	// Beside each other: while one session stands still for its exchange, or waits for its first bytes, another's are on their way.
+	var tasks errgroup.Group
+	tasks.SetLimit(copiesAtOnce)
+	var left atomic.Bool
 	for _, id := range todo {
-		unfinished = k.tend(ctx, id, told[id], described, some) || unfinished
+		tasks.Go(func() error {
+			return rpc.Guard(k.log, "keeping the copies of a session", func() error {
+				if k.tend(ctx, id, told[id], described, some) {
+					left.Store(true)
+				}
+				return nil
+			})
+		})
 	}
-	return unfinished
+	return tasks.Wait() != nil || left.Load() || unfinished
 }
 
 // begins reports whether a session may be in the making, as some of its workers hold nothing of it yet and others do not know it: at the

@@ -370,6 +370,11 @@ func (m *machine) export(t *rapid.T) {
 	if before != hashes(l, start)[g] || after != hashes(l, start+n)[g] {
 		t.Fatalf("export of %d positions from %d: hashes %x and %x, want %x and %x", n, start, before, after, hashes(l, start)[g], hashes(l, start+n)[g])
 	}
+	stored := makeRows(l.config.Layout, n)
+	if b, a, err := m.store.ExportKnown(s.id, l.layer, l.groups[g], start, n, stored); err != nil || a != after || b != before {
+		t.Fatalf("export of %d positions from %d: hashes %x and %x are stored, %x and %x computed: %v", n, start, b, a, before, after, err)
+	}
+	compareRows(t, l, g, start, n, stored)
 	tokens, err := m.store.Tokens(s.id, start, n)
 	if want := s.text[min(start, len(s.text)):min(start+n, len(s.text))]; err != nil || !slices.Equal(tokens, want) {
 		t.Fatalf("tokens %v of %d from %d, want %v: %v", tokens, n, start, want, err)

@@ -82,8 +82,12 @@ func (s *Service) exportBlock(stream grpc.ServerStreamingServer[headwaterv1.Expo
 		rows.KScale, rows.VScale = make([]float32, n), make([]float32, n)
 	}
 	block := &headwaterv1.ExportSessionResponse{Group: uint32(g), Start: at, Count: uint32(n), K: rows.K, V: rows.V}
+	export := s.m.Store.Export
+	if m.GetStoredHashes() {
+		export = s.m.Store.ExportKnown
+	}
 	var err error
-	if block.HashBefore, block.HashAfter, err = s.m.Store.Export(id, shard.Layer(m.GetLayer()), g, int(at), n, rows); err == nil && m.GetTokens() {
+	if block.HashBefore, block.HashAfter, err = export(id, shard.Layer(m.GetLayer()), g, int(at), n, rows); err == nil && m.GetTokens() {
 		block.Tokens, err = s.m.Store.Tokens(id, int(at), n)
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"headwater.example/attention"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
@@ -77,7 +78,11 @@ func (r *restore) blocks(lengths []uint64) (all []*block) {
 			if len(groups) == 0 || at >= lengths[l] {
 				continue
 			}
-			n := min(uint64(max(1, min(copyBytes/r.row(l), shard.MaxStepTokens))), lengths[l]-at)
+			n := uint64(max(1, min(copyBytes/r.row(l), shard.MaxStepTokens)))
+			if n > attention.PageLen {
+				n -= (at + n) % attention.PageLen // blocks end with a page, where a holder has stored the hash
+			}
+			n = min(n, lengths[l]-at)
 			b := &block{layer: l, start: at, n: n, before: last[l], fetched: make(chan struct{}), appended: make(chan struct{})}
 			b.step = session.Step{
 				Session: r.temp, Epoch: 1, Truncations: r.cuts, Layer: uint32(l), Length: at, Append: uint32(n), Encoding: layerproto.StorageType(r.layers[l].Storage()),
@@ -129,7 +134,7 @@ func (r *restore) held(layer int) []shard.Group {
 
 // wanted asks for the rows of the target's groups of a layer.
 func (r *restore) wanted(layer int, start, count uint64) *headwaterv1.ExportSessionRequest {
-	req := &headwaterv1.ExportSessionRequest{Session: r.state.GetSession(), Layer: uint32(layer), Start: start, Count: count}
+	req := &headwaterv1.ExportSessionRequest{Session: r.state.GetSession(), Layer: uint32(layer), Start: start, Count: count, StoredHashes: true}
 	for _, g := range r.target.Groups[layer] {
 		req.Groups = append(req.Groups, uint32(g))
 	}

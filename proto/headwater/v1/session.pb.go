@@ -2503,7 +2503,10 @@ type ExportSessionRequest struct {
 	// Whether to send token ids as well.
 	Tokens bool `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// Groups to send, ascending; empty is all. To a worker, of a layer in stripes: shards.
-	Groups        []uint32 `protobuf:"varint,6,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	Groups []uint32 `protobuf:"varint,6,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	// Whether the hashes after positions may be those that were stored when the positions were appended. Who asks for them computes those
+	// of what it receives, and sees if they are others. Else they are computed of what is sent. Since version 1.4.
+	StoredHashes  bool `protobuf:"varint,7,opt,name=stored_hashes,json=storedHashes,proto3" json:"stored_hashes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2578,6 +2581,13 @@ func (x *ExportSessionRequest) GetGroups() []uint32 {
 		return x.Groups
 	}
 	return nil
+}
+
+func (x *ExportSessionRequest) GetStoredHashes() bool {
+	if x != nil {
+		return x.StoredHashes
+	}
+	return false
 }
 
 // ExportSessionResponse is some positions of one group, ascending by group, then by position. Of a layer in stripes the positions are
@@ -3709,14 +3719,15 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"page_bytes\x18\x01 \x01(\x04R\tpageBytes\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\x04R\x04used\x12\x12\n" +
-	"\x04free\x18\x03 \x01(\x04R\x04free\"\xa2\x01\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\"\xc7\x01\n" +
 	"\x14ExportSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x14\n" +
 	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x16\n" +
 	"\x06tokens\x18\x05 \x01(\bR\x06tokens\x12\x16\n" +
-	"\x06groups\x18\x06 \x03(\rR\x06groups\"\xff\x01\n" +
+	"\x06groups\x18\x06 \x03(\rR\x06groups\x12#\n" +
+	"\rstored_hashes\x18\a \x01(\bR\fstoredHashes\"\xff\x01\n" +
 	"\x15ExportSessionResponse\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x14\n" +
