@@ -258,22 +258,28 @@ func (s *stream) run(conn *rpc.Conn, o *Holder, l *Lane) {
 	guard("reading the answers of", func() { s.receive(wire) })
 }
 
-// open opens the stream: a plain one if the holder has a socket on this machine and connections are plain text as well, else one of
-// gRPC.
+// open opens the stream.
 func (s *stream) open(conn *rpc.Conn, o *Holder, l *Lane) (*session.Stream, error) {
-	if l.conns.Plain() {
-		wire, err := session.OpenLocal(s.ctx, o.Boot, l.id, func() error { return s.quiet(conn) })
-		if err == nil {
-			s.mu.Lock()
-			s.wire = wire
-			s.mu.Unlock()
-			return wire, nil
-		}
+	wire, plain, err := l.conns.openLane(s.ctx, conn, o, l.id, func() error { return s.quiet(conn) })
+	if plain {
+		s.mu.Lock()
+		s.wire = wire
+		s.mu.Unlock()
+	}
+	return wire, err
+}
+
+// openLane opens a lane to a holder, whose connection is conn: a plain one if it has a socket on this machine and connections are plain
+// text as well, else one of gRPC. Quiet is that of session.OpenLocal.
+func (c *Conns) openLane(ctx context.Context, conn *rpc.Conn, o *Holder, id session.LaneID, quiet func() error) (_ *session.Stream, plain bool, _ error) {
+	if c.Plain() {
+		wire, err := session.OpenLocal(ctx, o.Boot, id, quiet)
 		if !errors.Is(err, session.ErrNotLocal) {
-			return nil, err
+			return wire, err == nil, err
 		}
 	}
-	return session.Open(s.ctx, conn, l.id)
+	wire, err := session.Open(ctx, conn, id)
+	return wire, false, err
 }
 
 // quiet asks whether a holder is there that has not answered any of the pending steps for long. What HTTP/2 asks by itself, a plain

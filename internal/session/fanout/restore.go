@@ -112,7 +112,7 @@ func (r *restore) make(ctx context.Context) error {
 	if err := r.begin(ctx, states); err != nil {
 		return err
 	}
-	if r.stream, err = session.Open(ctx, conn, r.lane); err != nil {
+	if r.stream, _, err = r.openLane(ctx, conn, r.target, r.lane, func() error { return conn.Alive(ctx) }); err != nil {
 		return lost(r.target.Name, err)
 	}
 	for range copyRounds {
