@@ -56,6 +56,7 @@ type Moves struct {
 	Left        uint64 // sessions that are to be moved still
 	Moved       uint64 // that were moved, once for each worker that they moved to
 	CopiedBytes uint64
+	LeftBytes   uint64 // about how many bytes the sessions that are left still have there; 0 of coordinators before 1.4
 	Error       string // why the newest move failed; it is tried again. "" if it did not
 	Done        bool
 	// Silent are workers that did not answer a rebalance: what they hold is not counted, and nothing is moved to them.
@@ -63,7 +64,7 @@ type Moves struct {
 }
 
 func newMoves(m *headwaterv1.Moves) Moves {
-	moves := Moves{Left: m.GetLeft(), Moved: m.GetMoved(), CopiedBytes: m.GetCopiedBytes(), Error: m.GetError(), Done: m.GetDone()}
+	moves := Moves{Left: m.GetLeft(), Moved: m.GetMoved(), CopiedBytes: m.GetCopiedBytes(), LeftBytes: m.GetLeftBytes(), Error: m.GetError(), Done: m.GetDone()}
 	for _, w := range m.GetSilent() {
 		moves.Silent = append(moves.Silent, SilentWorker{w.GetWorker(), w.GetAddress(), w.GetError()})
 	}

@@ -140,18 +140,20 @@ func (c *Cluster) DrainWorker(req *headwaterv1.DrainWorkerRequest, stream grpc.S
 	}
 	return c.moves(ctx, every, func(m *headwaterv1.Moves) error {
 		return stream.Send(&headwaterv1.DrainWorkerResponse{Moves: m})
-	}, func() (left uint64, err error) {
+	}, func() (left, bytes uint64, err error) {
 		resp, err := c.conns.List(ctx, all[i].Name, all[i].Address, &headwaterv1.ListSessionsRequest{CachesOnly: true})
 		if err != nil {
-			return 0, refusal(err)
+			return 0, 0, refusal(err)
 		}
 		for _, cache := range resp.GetCaches() {
 			left += cache.GetSessions()
+			bytes += cache.GetUsedBytes() - min(cache.GetUsedBytes(), cache.GetPrefixBytes())
 		}
 		if left == 0 {
 			c.observe.Happened(observe.Drained, all[i].Name, 1)
+			bytes = 0
 		}
-		return left, nil
+		return left, bytes, nil
 	})
 }
 
@@ -174,19 +176,19 @@ func (k *keeper) setDraining(ctx context.Context, m membership.Member, req *head
 
 // moves lets the keeper look at all sessions until none is left, and says how far it has come. If the caller ends soon, it fails once
 // nobody could take what is left.
-func (k *keeper) moves(ctx context.Context, every time.Duration, say func(*headwaterv1.Moves) error, count func() (uint64, error)) error {
+func (k *keeper) moves(ctx context.Context, every time.Duration, say func(*headwaterv1.Moves) error, count func() (left, bytes uint64, err error)) error {
 	before := k.told()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for turns := 0; ; {
 		looked := k.lookAtAll()
-		left, err := count()
+		left, bytes, err := count()
 		if err != nil {
 			return err
 		}
 		now := k.told()
 		if err := say(&headwaterv1.Moves{
-			Left: left, Moved: now.GetCopies() - before.GetCopies(), CopiedBytes: now.GetCopiedBytes() - before.GetCopiedBytes(), Error: k.failure(), Done: left == 0,
+			Left: left, LeftBytes: bytes, Moved: now.GetCopies() - before.GetCopies(), CopiedBytes: now.GetCopiedBytes() - before.GetCopiedBytes(), Error: k.failure(), Done: left == 0,
 		}); err != nil || left == 0 {
 			return err
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -32,12 +33,15 @@ func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerS
 	said := &headwaterv1.Moves{Silent: loads.silent}
 	before := c.rate.bytes()
 	for moves := placement.Even(loads.all); ; moves = moves[1:] {
-		said.Left, said.Done, said.CopiedBytes = uint64(len(moves)), len(moves) == 0, uint64(c.rate.bytes()-before)
-		if err := stream.Send(&headwaterv1.RebalanceResponse{Moves: said}); err != nil || said.GetDone() {
+		say := func() error {
+			said.Left, said.LeftBytes, said.Done, said.CopiedBytes = uint64(len(moves)), bytesOf(moves), len(moves) == 0, uint64(c.rate.bytes()-before)
+			return stream.Send(&headwaterv1.RebalanceResponse{Moves: said})
+		}
+		if err := say(); err != nil || said.GetDone() {
 			return err
 		}
 		said.Error = ""
-		if err := c.move(ctx, &moves[0], loads.described[moves[0].To]); err != nil {
+		if err := c.moveAnd(ctx, &moves[0], loads.described[moves[0].To], say); err != nil {
 			if ctx.Err() != nil {
 				return status.FromContextError(ctx.Err()).Err()
 			}
@@ -49,6 +53,38 @@ func (c *Cluster) Rebalance(_ *headwaterv1.RebalanceRequest, stream grpc.ServerS
 		case <-c.stopping:
 			return status.Error(codes.Unavailable, "the coordinator stops")
 		default:
+		}
+	}
+}
+
+// bytesOf returns the bytes that moves copy.
+func bytesOf(moves []placement.Move) (sum uint64) {
+	for _, m := range moves {
+		sum += m.Bytes
+	}
+	return sum
+}
+
+// moveAnd moves, and calls say from time to time until it has. An error of say ends the move.
+func (k *keeper) moveAnd(ctx context.Context, m *placement.Move, to workers.Description, say func() error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	moved := make(chan error, 1)
+	go func() {
+		moved <- rpc.Guard(k.log, "moving a session", func() error { return k.move(ctx, m, to) })
+	}()
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-moved:
+			return err
+		case <-tick.C:
+			if err := say(); err != nil {
+				cancel()
+				<-moved
+				return err
+			}
 		}
 	}
 }

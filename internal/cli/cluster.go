@@ -17,6 +17,7 @@ type movesView struct {
 	Left        uint64 `json:"left"`
 	Moved       uint64 `json:"moved"`
 	CopiedBytes uint64 `json:"copied_bytes"`
+	LeftBytes   uint64 `json:"left_bytes"`
 	Error       string `json:"error,omitempty"`
 	Done        bool   `json:"done"`
 	// Silent are workers that did not answer a rebalance, so that what they hold was not counted.
@@ -85,11 +86,12 @@ func (a *app) rebalance() *cobra.Command {
 	return cmd
 }
 
-// showMoves prints how far moves have come, once at their end; what fails on the way is a line on stderr.
+// showMoves prints what was moved once it is at its end. On the way stderr has how far it has come, and what fails.
 func (a *app) showMoves(run func(show func(client.Moves)) error) error {
 	var last client.Moves
 	failure, begun := "", false
-	if err := run(func(m client.Moves) {
+	progress := &moving{progress: a.progress(false), now: time.Now}
+	err := run(func(m client.Moves) {
 		for _, w := range m.Silent {
 			if !begun {
 				a.note("worker %s did not answer, so what it holds is not counted: %s\n", w.Worker, strings.Join(strings.Fields(w.Error), " "))
@@ -98,13 +100,17 @@ func (a *app) showMoves(run func(show func(client.Moves)) error) error {
 		begun = true
 		if last = m; m.Error != "" && m.Error != failure {
 			failure = m.Error
+			progress.end()
 			a.note("%s: it is tried again\n", strings.Join(strings.Fields(m.Error), " "))
 		}
-	}); err != nil {
+		progress.show(m)
+	})
+	progress.end()
+	if err != nil {
 		return err
 	}
 	if a.json() {
-		v := movesView{Left: last.Left, Moved: last.Moved, CopiedBytes: last.CopiedBytes, Error: last.Error, Done: last.Done}
+		v := movesView{Left: last.Left, Moved: last.Moved, CopiedBytes: last.CopiedBytes, LeftBytes: last.LeftBytes, Error: last.Error, Done: last.Done}
 		for _, w := range last.Silent {
 			v.Silent = append(v.Silent, silentView{w.Worker, w.Address, w.Error})
 		}

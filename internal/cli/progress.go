@@ -18,6 +18,7 @@ type progress struct {
 	quiet    bool
 
 	phase       string
+	also        string // said after the numbers
 	bytes       bool
 	bar         *pb.ProgressBar
 	done, total int64
@@ -30,7 +31,7 @@ const lineEvery = 5 * time.Second
 // loading is the longest phase's name: bars begin below each other.
 const loading = "loading workers"
 
-const barTemplate = `{{string . "phase"}} {{bar . }} {{counters . }} {{percent . }} {{rtime . "%s"}}`
+const barTemplate = `{{string . "phase"}} {{bar . }} {{counters . }} {{percent . }} {{rtime . "%s"}}{{string . "also"}}`
 
 func (a *app) progress(quiet bool) *progress {
 	return &progress{out: a.Err, terminal: terminal(a.Err), quiet: quiet}
@@ -52,7 +53,7 @@ func (p *progress) show(phase string, done, total int64, bytes bool) {
 	p.done = done
 	switch {
 	case p.bar != nil:
-		p.bar.SetCurrent(done)
+		p.bar.Set("also", p.also).SetCurrent(done)
 	case !p.terminal && time.Since(p.printed) >= lineEvery:
 		p.printed = time.Now()
 		p.line()
@@ -76,7 +77,7 @@ func (p *progress) line() {
 	case p.total == 0:
 		p.note("%s\n", p.phase)
 	case p.bytes:
-		p.note("%s: %s of %s\n", p.phase, sizeOf(p.done), sizeOf(p.total))
+		p.note("%s: %s of %s%s\n", p.phase, sizeOf(p.done), sizeOf(p.total), p.also)
 	default:
 		p.note("%s: %d of %d\n", p.phase, p.done, p.total)
 	}

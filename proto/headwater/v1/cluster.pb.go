@@ -569,7 +569,10 @@ type Moves struct {
 	// Whether nothing is left: the last message.
 	Done bool `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
 	// Workers that did not answer a rebalance: what they hold is not counted, and nothing is moved to them. Since version 1.4.
-	Silent        []*SilentWorker `protobuf:"bytes,6,rep,name=silent,proto3" json:"silent,omitempty"`
+	Silent []*SilentWorker `protobuf:"bytes,6,rep,name=silent,proto3" json:"silent,omitempty"`
+	// About how many bytes of keys and values these sessions still have where they are moved from; 0 if nobody counts them. Since
+	// version 1.4.
+	LeftBytes     uint64 `protobuf:"varint,7,opt,name=left_bytes,json=leftBytes,proto3" json:"left_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -644,6 +647,13 @@ func (x *Moves) GetSilent() []*SilentWorker {
 		return x.Silent
 	}
 	return nil
+}
+
+func (x *Moves) GetLeftBytes() uint64 {
+	if x != nil {
+		return x.LeftBytes
+	}
+	return 0
 }
 
 // GrantCapabilityRequest asks for a capability.
@@ -801,14 +811,16 @@ const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\x05moves\x18\x01 \x01(\v2\x13.headwater.v1.MovesR\x05moves\"\x12\n" +
 	"\x10RebalanceRequest\">\n" +
 	"\x11RebalanceResponse\x12)\n" +
-	"\x05moves\x18\x01 \x01(\v2\x13.headwater.v1.MovesR\x05moves\"\xb2\x01\n" +
+	"\x05moves\x18\x01 \x01(\v2\x13.headwater.v1.MovesR\x05moves\"\xd1\x01\n" +
 	"\x05Moves\x12\x12\n" +
 	"\x04left\x18\x01 \x01(\x04R\x04left\x12\x14\n" +
 	"\x05moved\x18\x02 \x01(\x04R\x05moved\x12!\n" +
 	"\fcopied_bytes\x18\x03 \x01(\x04R\vcopiedBytes\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\bR\x04done\x122\n" +
-	"\x06silent\x18\x06 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent\"s\n" +
+	"\x06silent\x18\x06 \x03(\v2\x1a.headwater.v1.SilentWorkerR\x06silent\x12\x1d\n" +
+	"\n" +
+	"left_bytes\x18\a \x01(\x04R\tleftBytes\"s\n" +
 	"\x16GrantCapabilityRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\x12-\n" +
