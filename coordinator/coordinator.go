@@ -167,7 +167,9 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	defer relay.Wait()
 	defer end()
 	relay.Go(func() { c.sessions.Run(ctx) })
-	relay.Go(func() { keepKnown(ctx, c.config.DataDir, c.config.View, c.sessions, c.config.Logger) })
+	relay.Go(func() {
+		keepKnown(ctx, c.config.DataDir, cmp.Or(c.config.RoomPause, jobs.DefaultRoomPause), c.config.View, c.sessions, c.config.Logger)
+	})
 	return c.jobs.Run(ctx)
 }
 

@@ -290,6 +290,82 @@ func TestFullDiskRefusesNewJobsAndKeepsAccepted(t *testing.T) {
 	}
 }
 
+// TestACancellationOnAFullDiskWaitsForRoom: the job of which nothing can be stored has ended once there is room, and never runs.
+func TestACancellationOnAFullDiskWaitsForRoom(t *testing.T) {
+	path, data, h := variety(t), smallDisk(t, "16m"), newHeld()
+	config := coordinator.Config{DataDir: data, RoomPause: 10 * time.Millisecond}
+	c := startCluster(t, clusterOptions{workers: []workerOptions{{stream: h.intercept}}, config: config})
+	var ids []string
+	for range 2 {
+		job, err := c.Submit(t.Context(), client.SubmitOptions{Path: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, job.ID)
+	}
+	<-h.arrived // the first runs, the second waits
+	// That its file is removed gives no room, as if somebody else took it at once.
+	if err := os.Link(filepath.Join(data, "jobs", ids[1]+".safetensors"), filepath.Join(data, "other")); err != nil {
+		t.Fatal(err)
+	}
+	ballast := fill(t, data)
+	cancelled := make(chan error, 1)
+	go func() {
+		_, err := c.Cancel(t.Context(), ids[1])
+		cancelled <- err
+	}()
+	for {
+		if _, err := os.Stat(filepath.Join(data, "jobs", ids[1]+".safetensors")); errors.Is(err, fs.ErrNotExist) {
+			break // the cancellation has begun
+		}
+		time.Sleep(time.Millisecond) // nothing tells
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	close(h.release)
+	if err := <-cancelled; err != nil {
+		t.Error(err)
+	}
+	if job, err := c.Get(t.Context(), ids[1]); err != nil || job.State != client.JobCancelled {
+		t.Errorf("%+v, %v", job, err)
+	}
+	if _, err := c.Wait(t.Context(), ids[0], nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTheListOfWorkersIsKeptOnceThereIsRoom, although the cluster has not changed since.
+func TestTheListOfWorkersIsKeptOnceThereIsRoom(t *testing.T) {
+	data := smallDisk(t, "1m")
+	config := coordinator.Config{DataDir: data, RoomPause: 10 * time.Millisecond}
+	c := startCluster(t, clusterOptions{workers: workers(1), config: config})
+	c.stop()
+	list := filepath.Join(data, "workers.json")
+	if err := os.Remove(list); err != nil {
+		t.Fatal(err)
+	}
+	ballast := fill(t, data)
+	var log lines
+	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	c.start(t, config)
+	for len(log.of("are not kept for the next start")) == 0 {
+		time.Sleep(time.Millisecond) // nothing tells
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(list); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if found := log.of("are not kept for the next start"); len(found) != 1 {
+		t.Errorf("%q", found)
+	}
+}
+
 // TestAnnouncedBytesAreNotTaken: an upload has of the disk what has come; it ends at once when it is cancelled, and by itself
 // when nothing comes.
 func TestAnnouncedBytesAreNotTaken(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/atomicfile"
@@ -57,10 +58,11 @@ func readKnown(folder string) (known []membership.Member, err error) {
 	return known, nil
 }
 
-// keepKnown writes the workers of a view, and those that are awaited, at each change until ctx ends.
-func keepKnown(ctx context.Context, folder string, view membership.View, relay *sessions.Relay, log *slog.Logger) {
+// keepKnown writes the workers of a view, and those that are awaited, at each change until ctx ends. What could not be written, as on a
+// full disk, is written again after a pause.
+func keepKnown(ctx context.Context, folder string, pause time.Duration, view membership.View, relay *sessions.Relay, log *slog.Logger) {
 	var before []knownWorker
-	for written := false; ; {
+	for written, said := false, false; ; {
 		changed := view.Changed()
 		var now []knownWorker
 		for _, m := range append(view.Members(), relay.Awaited()...) {
@@ -70,13 +72,18 @@ func keepKnown(ctx context.Context, folder string, view membership.View, relay *
 		}
 		if !written || !slices.Equal(before, now) {
 			err := writeKnown(folder, now)
-			if err != nil {
+			if err != nil && !said {
 				log.Warn("the cluster's workers are not kept for the next start", "error", err)
 			}
-			before, written = now, err == nil
+			before, written, said = now, err == nil, err != nil
+		}
+		var again <-chan time.Time
+		if !written {
+			again = time.After(pause)
 		}
 		select {
 		case <-changed:
+		case <-again:
 		case <-ctx.Done():
 			return
 		}

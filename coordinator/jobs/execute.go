@@ -124,6 +124,9 @@ func (q *Queue) finish(ctx context.Context, e *entry, done func(*headwaterv1.Job
 // compute runs the job into its result file, and returns what there is to say of it. Meanwhile the job's file is compared
 // with its sum: a file that has changed on the disk has no result and no fault but that.
 func (q *Queue) compute(ctx context.Context, e *entry) (_ func(*headwaterv1.Job), err error) {
+	if ctx.Err() != nil { // one that was cancelled before has no file any more
+		return nil, context.Cause(ctx)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var changed error

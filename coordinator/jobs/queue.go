@@ -39,6 +39,7 @@ const (
 	DefaultKeepJobs   = 100
 	DefaultKeepFor    = 7 * 24 * time.Hour
 	DefaultKeepBytes  = 64 << 30
+	DefaultRoomPause  = 10 * time.Second
 )
 
 // Config is what a queue is made with. Zero values are the defaults.
@@ -104,7 +105,7 @@ func Open(c Config) (*Queue, error) {
 		return nil, fmt.Errorf("block size of %d bytes is not in [1, %d]", c.BlockBytes, rpc.MaxMessageBytes/2)
 	}
 	c.UploadStall = cmp.Or(c.UploadStall, time.Minute)
-	c.RoomPause = cmp.Or(c.RoomPause, 10*time.Second)
+	c.RoomPause = cmp.Or(c.RoomPause, DefaultRoomPause)
 	if c.Now == nil {
 		c.Now = time.Now
 	}

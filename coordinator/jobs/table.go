@@ -399,12 +399,15 @@ func (q *Queue) start(e *entry) (bool, error) {
 	})
 }
 
-// cancel ends a queued job, or asks for the end of one that is uploaded or runs.
+// cancel ends a queued job, or asks for the end of one that is uploaded or runs. If the disk has no room for how a queued one ended, it
+// ends at its turn.
 func (q *Queue) cancel(e *entry) error {
 	q.turn.Lock()
 	defer q.turn.Unlock()
 	if e.snapshot().GetState() == headwaterv1.JobState_JOB_STATE_QUEUED {
-		return q.end(e, nil, errCancelled)
+		if err := q.end(e, nil, errCancelled); !diskFull(err) {
+			return err
+		}
 	}
 	e.ask()
 	return nil
