@@ -9,10 +9,14 @@
 //	chaos_wrong_bits  wrong answers
 //	chaos_lost        acknowledged appends that were lost although a holder of each shard lived
 //	chaos_parted      sessions that went on twice, since not all of their holders could be reached (docs/decisions/008-cut-off.md)
+//	chaos_jobs        jobs whose submission was acknowledged
+//	chaos_disk        times that the coordinator's disk was full, and files that were cut or changed while it was dead
+//	chaos_jobs_lost   jobs that are not there without a word, or came to another end than they should
 //
-// Several clients drive each session, and what each was told is kept (internal/testkit/drivers). The first thing that must not be ends
-// the run with an error that names the seed; chaos_wrong_bits and chaos_lost are printed if there was none. Faults come one after the other, and
-// all copies are there again before one that may cost a copy, so no loss is allowed. The seed fixes what is done, not when.
+// Several clients drive each session, and what each was told is kept (internal/testkit/drivers). On another cluster clients submit
+// jobs (internal/testkit/submitters). The first thing that must not be ends the run with an error that names the seed; the figures that
+// are 0 are printed if there was none. Faults come one after the other, and all copies are there again before one that may cost a copy,
+// so no loss is allowed. The seed fixes what is done, not when.
 package main
 
 import (
@@ -23,10 +27,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"headwater.example/internal/testkit/cut"
 	"headwater.example/internal/testkit/drivers"
+	"headwater.example/internal/testkit/submitters"
 )
 
 func main() {
@@ -37,7 +43,7 @@ func main() {
 			stop()
 			os.Exit(again)
 		}
-		fmt.Fprintf(os.Stderr, "chaos: %v: nothing is cut off\n", err)
+		fmt.Fprintf(os.Stderr, "chaos: %v: nothing is cut off, and no disk is full\n", err)
 	}
 	err := run(ctx, os.Args[1:])
 	stop()
@@ -52,6 +58,7 @@ func run(ctx context.Context, args []string) (err error) {
 	bin := flags.String("bin", "bin", "folder of the binaries")
 	length := flags.Duration("time", 10*time.Minute, "how long")
 	still := flags.Bool("connected", false, "cut nothing off the network")
+	only := flags.String("run", "", "sessions or jobs alone")
 	log := flags.String("log", "", "file for what the processes say, instead of stderr")
 	seed := flags.Uint64("seed", 0, "of what is done; 0 is another one each time")
 	if err := flags.Parse(args); err != nil {
@@ -67,13 +74,14 @@ func run(ctx context.Context, args []string) (err error) {
 	config := drivers.Config{
 		Workers: 3, Sessions: 8, Drivers: 2, Budget: 64 << 20, Replicas: 1, Seed: *seed, Time: *length, Command: program, Log: os.Stderr,
 	}
+	jobs := submitters.Config{Command: program, Clients: 4, Seed: *seed, Time: *length, Log: os.Stderr}
 	if *log != "" {
 		f, err := create(*log)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
-		config.Log = f
+		config.Log, jobs.Log = f, f
 	}
 	if cut.Inside() {
 		network, err := cut.Open()
@@ -83,41 +91,83 @@ func run(ctx context.Context, args []string) (err error) {
 		if !*still {
 			config.Network = network
 		}
+		jobs.Disk = cut.Disk
 	}
 	fmt.Fprintf(os.Stderr, "chaos: %v with seed %d\n", *length, *seed)
-	t, err := drivers.Run(ctx, config)
-	fmt.Fprintf(os.Stderr, "chaos: %+v\n", t)
-	if err != nil {
+	if err := both(ctx, *only, config, jobs); err != nil {
 		return fmt.Errorf("seed %d: %w", *seed, err)
 	}
-	if t.Absent > 0 {
-		return fmt.Errorf("seed %d: %d sessions have not come back within a minute of peace", *seed, t.Absent)
-	}
-	report(t)
 	return nil
 }
 
-// report prints the figures.
-func report(t drivers.Tally) {
+// both drives sessions and submits jobs, until the first thing that must not be.
+func both(ctx context.Context, only string, sessions drivers.Config, jobs submitters.Config) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var driven drivers.Tally
+	var submitted submitters.Tally
+	var failures [2]error
+	var all sync.WaitGroup
+	for i, one := range []struct {
+		name string
+		do   func() error
+	}{
+		{"sessions", func() (err error) { driven, err = drivers.Run(ctx, sessions); return err }},
+		{"jobs", func() (err error) { submitted, err = submitters.Run(ctx, jobs); return err }},
+	} {
+		if only != "" && only != one.name {
+			continue
+		}
+		all.Go(func() {
+			if failures[i] = one.do(); failures[i] != nil {
+				stop()
+			}
+		})
+	}
+	all.Wait()
+	if err := errors.Join(failures[:]...); err != nil {
+		return fmt.Errorf("%w (done until then: %+v, %+v)", err, driven, submitted)
+	}
+	if only != "jobs" {
+		if err := report(driven); err != nil {
+			return err
+		}
+	}
+	if only != "sessions" {
+		reportJobs(submitted)
+	}
+	return nil
+}
+
+// report prints the figures of sessions.
+func report(t drivers.Tally) error {
+	fmt.Fprintf(os.Stderr, "chaos: %+v\n", t)
+	if t.Absent > 0 {
+		return fmt.Errorf("%d sessions have not come back within a minute of peace", t.Absent)
+	}
 	if t.Undecided > 0 {
 		fmt.Fprintf(os.Stderr, "chaos: for %d calls no order was found in time, and none was ruled out\n", t.Undecided)
 	}
-	for _, f := range []struct {
-		name  string
-		value float64
-	}{
-		{"chaos_faults", float64(t.Kills + t.Stops + t.Cuts)},
-		{"chaos_answers", float64(t.Contexts)},
-		{"chaos_appends", float64(t.Appends)},
-		{"chaos_ordered", float64(t.Ordered)},
-		{"chaos_available", float64(t.Timely) / float64(max(t.Attempts, 1))},
-		{"chaos_wrong_bits", 0},
-		{"chaos_lost", 0},
-		{"chaos_parted", float64(t.Parted)},
-	} {
-		fmt.Printf("figure %s %.4g\n", f.name, f.value)
-	}
+	figure("chaos_faults", float64(t.Kills+t.Stops+t.Cuts))
+	figure("chaos_answers", float64(t.Contexts))
+	figure("chaos_appends", float64(t.Appends))
+	figure("chaos_ordered", float64(t.Ordered))
+	figure("chaos_available", float64(t.Timely)/float64(max(t.Attempts, 1)))
+	figure("chaos_wrong_bits", 0)
+	figure("chaos_lost", 0)
+	figure("chaos_parted", float64(t.Parted))
+	return nil
 }
+
+// reportJobs prints those of jobs.
+func reportJobs(t submitters.Tally) {
+	fmt.Fprintf(os.Stderr, "chaos: %+v\n", t)
+	figure("chaos_jobs", float64(t.Submitted))
+	figure("chaos_disk", float64(t.Fills+t.Torn))
+	figure("chaos_jobs_lost", 0)
+}
+
+func figure(name string, value float64) { fmt.Printf("figure %s %.4g\n", name, value) }
 
 // create makes a file, and the folder that it is in.
 func create(path string) (*os.File, error) {

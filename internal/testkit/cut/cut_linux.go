@@ -18,8 +18,8 @@ const inside = "OWN_NETWORK_NAMESPACE"
 // Inside reports whether this program was started by Again.
 func Inside() bool { return os.Getenv(inside) != "" }
 
-// Again runs this program once more, with the same arguments, in a network namespace of its own, and returns its exit code. The
-// error says why that is not possible here; then nothing was run. The program ends with this one.
+// Again runs this program once more, with the same arguments, in namespaces of its own, and returns its exit code. The error says why
+// that is not possible here; then nothing was run. The program ends with this one.
 func Again(ctx context.Context) (code int, err error) {
 	for _, tool := range []string{"nft", "ip"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -34,7 +34,7 @@ func Again(ctx context.Context) (code int, err error) {
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
@@ -50,6 +50,22 @@ func Again(ctx context.Context) (code int, err error) {
 		return 1, err
 	}
 	return 0, nil
+}
+
+// Disk mounts a file system of so many bytes at a folder, for this program and its children alone, until remove is called or they
+// have all ended.
+func Disk(folder string, bytes int64) (remove func() error, err error) {
+	if !Inside() {
+		return nil, errors.New("this program has no namespace of mounts of its own")
+	}
+	// What is mounted here must not show outside.
+	if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+		return nil, fmt.Errorf("keep mounts to this program: %w", err)
+	}
+	if err := syscall.Mount("tmpfs", folder, "tmpfs", 0, fmt.Sprintf("size=%d", bytes)); err != nil {
+		return nil, fmt.Errorf("mount a file system at %s: %w", folder, err)
+	}
+	return func() error { return syscall.Unmount(folder, syscall.MNT_DETACH) }, nil
 }
 
 // Network is this program's own network.

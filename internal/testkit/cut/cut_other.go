@@ -7,13 +7,16 @@ import (
 	"errors"
 )
 
-var errLinux = errors.New("network namespaces need Linux")
+var errLinux = errors.New("namespaces need Linux")
 
 // Inside reports whether this program was started by Again.
 func Inside() bool { return false }
 
 // Again says that it is not possible here.
 func Again(context.Context) (code int, err error) { return 0, errLinux }
+
+// Disk says that it is not possible here.
+func Disk(string, int64) (remove func() error, err error) { return nil, errLinux }
 
 // Network is this program's own network.
 type Network struct{}
