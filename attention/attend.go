@@ -44,6 +44,15 @@ type Item struct {
 	Apart *Apart
 }
 
+// Work is about how many multiply-adds of the item are made before its call can give way.
+func (in *Item) Work() int64 {
+	positions, l := int64(in.KV.Len), in.KV.Layout
+	if in.Apart != nil {
+		positions = min(positions, splitLen)
+	}
+	return min(int64(in.Query.Tokens)*int64(in.Query.Heads), blockRows) * positions * int64(l.headDim+l.vDim)
+}
+
 // ItemError says which of the items of AttendAll failed. Err is what Attend would have returned.
 type ItemError struct {
 	Item int

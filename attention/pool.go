@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"headwater.example/internal/turns"
 )
 
 // Class says who goes first where more calls want threads than a pool has.
@@ -33,6 +35,8 @@ const (
 	// unitWork is the multiply-adds of a unit in assembly, and unitWorkPortable in Go.
 	unitWork         = 1 << 24
 	unitWorkPortable = 1 << 19
+	// turnWork is the multiply-adds of a turn, about as long as it takes to pass a thread on.
+	turnWork = 1 << 16
 	// foregroundRun is how many foreground calls in a row get a thread while a background call waits for one.
 	foregroundRun = 3
 	// spinTime is how long an idle helper looks for a call before it sleeps, if calls follow each other as fast as that: to
@@ -45,8 +49,9 @@ const (
 
 // Pool is a number of threads, with room to work in, that several callers share. A caller acquires one; the threads
 // that no one has help those calls that have more than one task. A thread that has ended a task goes to who waits for
-// one, the longest waiting first, so that no call holds up others for longer than a task; background calls also give way
-// within a task. No bit of an answer depends on any of this. A pool is safe for concurrent use.
+// one, so that no call holds up others for longer than a task; background calls also give way within a task. Those of one
+// flow get it as they came, and flows take turns by the work that they have done (Turn). No bit of an answer depends on any
+// of this. A pool is safe for concurrent use.
 type Pool struct {
 	threads int
 	spins   bool
@@ -59,7 +64,7 @@ type Pool struct {
 	mu      sync.Mutex // guards all below
 	closed  bool
 	free    int // threads that no one uses; if there are any, no one waits
-	waiting [classes][]*Thread
+	waiting [classes]turns.Queue[*Thread]
 	run     int       // foreground calls that got a thread since a background call did
 	shared  []*work   // of which helpers may take tasks
 	idle    []*helper // without a thread
@@ -88,6 +93,9 @@ func NewPool(threads int) *Pool {
 		p.helpers.Go(func() { p.help(h) })
 	}
 	p.idle = slices.Clone(p.all)
+	for class := range p.waiting {
+		p.waiting[class].Quantum = turnWork
+	}
 	return p
 }
 
@@ -116,6 +124,9 @@ type Thread struct {
 	class   Class
 	granted chan struct{} // one element
 	spent   int           // multiply-adds since the last unit ended
+	turn    Turn
+	charged int64 // to the flow for this turn, 0 if nobody waited
+	done    int64 // multiply-adds of this turn
 	waited  time.Duration
 	work    work // what the call shares out
 
@@ -131,8 +142,20 @@ func (p *Pool) newThread() *Thread {
 	return &Thread{pool: p, granted: make(chan struct{}, 1), work: work{alone: make(chan struct{}, 1)}}
 }
 
+// Turn says whose a call is, and about how many multiply-adds it makes before it can give way. Where more calls want threads than there
+// are, each flow gets as much work done as any other, however many calls it has. The zero Turn is of the flow without a name.
+type Turn struct {
+	Flow string
+	Work int64
+}
+
 // Acquire waits for a thread, which is to be released. It fails with the cause of ctx's end, or with ErrClosed.
 func (p *Pool) Acquire(ctx context.Context, class Class) (*Thread, error) {
+	return p.AcquireFor(ctx, class, Turn{})
+}
+
+// AcquireFor is Acquire for a call of a flow.
+func (p *Pool) AcquireFor(ctx context.Context, class Class, turn Turn) (*Thread, error) {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
@@ -145,13 +168,13 @@ func (p *Pool) Acquire(ctx context.Context, class Class) (*Thread, error) {
 	} else {
 		t = p.newThread()
 	}
-	t.class, t.waited = min(class, Background), 0
+	t.class, t.turn, t.waited, t.charged, t.done = min(class, Background), turn, 0, 0, 0
 	if p.free > 0 {
 		p.free--
 		p.mu.Unlock()
 		return t, nil
 	}
-	p.enqueue(t)
+	p.enqueue(t, turn.Work)
 	p.mu.Unlock()
 	select {
 	case <-t.granted:
@@ -174,26 +197,31 @@ func (t *Thread) Release() {
 	p := t.pool
 	p.mu.Lock()
 	p.rooms = append(p.rooms, t)
+	p.correct(t)
 	p.pass()
 	p.mu.Unlock()
 	p.held.Done()
 }
 
-// enqueue adds t to those that wait. The lock is held, as for all that follow up to pass.
-func (p *Pool) enqueue(t *Thread) {
-	p.waiting[t.class] = append(p.waiting[t.class], t)
+// enqueue adds t to those that wait, for a turn of so much work. The lock is held, as for all that follow up to pass.
+func (p *Pool) enqueue(t *Thread, work int64) {
+	p.waiting[t.class].Push(t.turn.Flow, t, work)
 	p.count(t, 1)
 }
 
 func (p *Pool) dequeue(t *Thread) bool {
-	q := &p.waiting[t.class]
-	i := slices.Index(*q, t)
-	if i < 0 {
+	if !p.waiting[t.class].Remove(t.turn.Flow, t) {
 		return false
 	}
-	*q = slices.Delete(*q, i, i+1)
 	p.count(t, -1)
 	return true
+}
+
+// correct lets the flow of t, if others of it wait, be charged for what t has done in its turn.
+func (p *Pool) correct(t *Thread) {
+	if t.charged > 0 {
+		p.waiting[t.class].Correct(t.turn.Flow, t.charged-max(t.done, turnWork))
+	}
 }
 
 func (p *Pool) count(t *Thread, n int32) {
@@ -205,21 +233,23 @@ func (p *Pool) count(t *Thread, n int32) {
 
 // pass gives a thread that its user is done with to the next: to who waits, else to a helper of a call, else to no one.
 func (p *Pool) pass() {
-	foreground, background := p.waiting[Foreground], p.waiting[Background]
+	foreground, background := p.waiting[Foreground].Len(), p.waiting[Background].Len()
 	switch {
-	case len(foreground) > 0 && (len(background) == 0 || p.run < foregroundRun):
+	case foreground > 0 && (background == 0 || p.run < foregroundRun):
 		p.run++
-		p.grant(foreground[0])
-	case len(background) > 0:
+		p.grant(Foreground)
+	case background > 0:
 		p.run = 0
-		p.grant(background[0])
+		p.grant(Background)
 	case !p.lend():
 		p.free++
 	}
 }
 
-func (p *Pool) grant(t *Thread) {
-	p.dequeue(t)
+func (p *Pool) grant(class Class) {
+	t, charged := p.waiting[class].Pop()
+	t.charged, t.done = charged, 0
+	p.count(t, -1)
 	t.granted <- struct{}{}
 }
 
@@ -424,6 +454,7 @@ func (t *Thread) take(w *work, helper bool) {
 
 // did counts multiply-adds of a kernel, and ends a unit where there have been enough.
 func (t *Thread) did(work int, k *kernel) {
+	t.done += int64(work)
 	if t.class == Foreground {
 		return
 	}
@@ -439,11 +470,13 @@ func (t *Thread) did(work int, k *kernel) {
 	}
 }
 
-// giveWay gives the thread to who waits for one and waits for another.
+// giveWay gives the thread to who waits for one and waits for another. What comes next is taken to be as much work as what
+// was done.
 func (t *Thread) giveWay() {
 	p := t.pool
 	p.mu.Lock()
-	p.enqueue(t)
+	p.enqueue(t, t.done)
+	p.correct(t)
 	p.pass()
 	p.mu.Unlock()
 	began := time.Now()

@@ -214,6 +214,46 @@ func TestPoolTakesTurns(t *testing.T) {
 	}
 }
 
+// TestFlowsTakeTurns: a flow of which fewer calls wait gets a thread as often as one of which many do, if they are the same work, and half
+// as often if its calls are twice as much.
+func TestFlowsTakeTurns(t *testing.T) {
+	const work = 1 << 20
+	for _, k := range []struct {
+		of   int64 // work of the few
+		want string
+	}{{work, "[many few many few many few many many many]"}, {2 * work, "[many many few many many few many many few]"}} {
+		p := NewPool(1)
+		first := acquire(t, p, Foreground)
+		var got []string
+		var all sync.WaitGroup
+		for i := range 9 {
+			turn := Turn{"many", work}
+			if i >= 6 {
+				turn = Turn{"few", k.of}
+			}
+			all.Go(func() {
+				thread, err := p.AcquireFor(context.Background(), Foreground, turn)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got = append(got, turn.Flow) // guarded by the only thread
+				thread.did(int(turn.Work), selected.Load().kernel)
+				thread.Release()
+			})
+			for p.waits.Load() != int32(i+1) {
+				runtime.Gosched()
+			}
+		}
+		first.Release()
+		all.Wait()
+		if fmt.Sprint(got) != k.want {
+			t.Errorf("turns were taken as %v, want %s", got, k.want)
+		}
+		p.Close()
+	}
+}
+
 func TestAcquireEnds(t *testing.T) {
 	p := NewPool(1)
 	first := acquire(t, p, Background)

@@ -14,6 +14,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"headwater.example/internal/turns"
 )
 
 // FlightConfig bounds what a server has in flight.
@@ -43,6 +45,8 @@ const (
 	// ownPart is the part of the limit that one call may have in each direction, or one message: so some that do not read take
 	// nothing of others.
 	ownPart = 12
+	// turnBytes is what a tenant is given at each turn of those for whom there is no room.
+	turnBytes = 64 << 10
 	// closeAfter is how long a call that was ended for its silence has until its connection is closed.
 	closeAfter = time.Second
 )
@@ -50,8 +54,8 @@ const (
 // Flight is one budget of bytes for the messages that a server's process has in flight, whatever the call. A message is
 // taken before its bytes are read: until there is room its stream is not read, so that HTTP/2 holds back its sender, and no
 // other. Its room is given back when its memory is free. An answer is taken before it is computed, and given back when it has
-// been written to the peer. What waits is served in the order in which it came. What has waited for Patience is refused by
-// ErrBusy; calls of peers that neither read nor send are ended if others wait. Methods may be called by any goroutine.
+// been written to the peer. What waits is served in the order in which it came, and tenants take turns by the bytes that they
+// want. What has waited for Patience is refused by ErrBusy; calls of peers that neither read nor send are ended if others wait. Methods may be called by any goroutine.
 type Flight struct {
 	cfg     FlightConfig
 	origins origins
@@ -76,8 +80,8 @@ const (
 // lot is the room for one direction.
 type lot struct {
 	used     int64
-	reserved int64 // of the shared budget
-	queue    []*waiter
+	reserved int64                // of the shared budget
+	queue    turns.Queue[*waiter] // by tenant
 }
 
 // waiter waits for n bytes.
@@ -123,10 +127,14 @@ func NewFlight(cfg FlightConfig) *Flight {
 	if cfg.Reserve == nil {
 		cfg.Free = cfg.Limit
 	}
-	return &Flight{
+	f := &Flight{
 		cfg: cfg, origins: origins{most: cfg.PerAddress, open: make(map[netip.Prefix]int)},
 		shares: make(map[*Share]struct{}), tenants: make(map[string]int), conns: make(map[*serverConn]struct{}),
 	}
+	for d := range f.lots {
+		f.lots[d].queue.Quantum = turnBytes
+	}
+	return f
 }
 
 // FlightState counts what is in flight.
@@ -145,7 +153,7 @@ func (f *Flight) State() FlightState {
 	in, out := &f.lots[inward], &f.lots[outward]
 	return FlightState{
 		Received: in.used, Answers: out.used, Reserved: in.reserved + out.reserved, Peak: f.peak,
-		Waiting: len(in.queue) + len(out.queue), Calls: len(f.shares), Conns: len(f.conns),
+		Waiting: in.queue.Len() + out.queue.Len(), Calls: len(f.shares), Conns: len(f.conns),
 	}
 }
 
@@ -274,7 +282,7 @@ func (s *Share) take(ctx context.Context, d direction, n int64) error {
 		f.mu.Unlock()
 		return f.waitOwn(ctx, d, w)
 	}
-	if len(l.queue) == 0 {
+	if l.queue.Len() == 0 {
 		err := f.fit(l, n)
 		if err == nil {
 			s.hold(d, n)
@@ -305,7 +313,7 @@ func (s *Share) may(d direction, n int64) bool {
 // enqueue lets a waiter wait for others. The lock is held.
 func (f *Flight) enqueue(d direction, w *waiter) {
 	w.share.asked[d] += w.n
-	f.lots[d].queue = append(f.lots[d].queue, w)
+	f.lots[d].queue.Push(w.share.tenant, w, w.n)
 	close(w.queued)
 }
 
@@ -364,11 +372,9 @@ func (f *Flight) wait(ctx context.Context, d direction, w *waiter) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	i := slices.Index(l.queue, w)
-	if i < 0 { // It has got them meanwhile.
+	if !l.queue.Remove(w.share.tenant, w) { // It has got them meanwhile.
 		return w.err
 	}
-	l.queue = slices.Delete(l.queue, i, i+1)
 	w.share.asked[d] -= w.n
 	w.share.promote(d)
 	f.serve(d)
@@ -439,8 +445,11 @@ func (f *Flight) give(d direction, n int64) {
 // serve serves a queue as far as there is room. The lock is held.
 func (f *Flight) serve(d direction) {
 	l := &f.lots[d]
-	for len(l.queue) > 0 {
-		w := l.queue[0]
+	for {
+		w, waits := l.queue.Peek()
+		if !waits {
+			return
+		}
 		if w.share.ended {
 			w.err = errEnded
 		} else {
@@ -450,7 +459,7 @@ func (f *Flight) serve(d direction) {
 			w.share.hold(d, w.n)
 		}
 		w.share.asked[d] -= w.n
-		l.queue = l.queue[1:]
+		l.queue.Pop()
 		close(w.ready)
 	}
 }

@@ -3,7 +3,9 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -133,6 +135,45 @@ func TestAMessageThatFindsNoRoomIsRefused(t *testing.T) {
 	}
 	if err := small.RecvMsg(&headwaterv1.SubmitResponse{}); status.Code(err) == codes.ResourceExhausted {
 		t.Errorf("a small message is refused: %v", err)
+	}
+}
+
+// TestTenantsTakeTurnsWhereThereIsNoRoom: a tenant of which many messages wait does not hold up one of another's.
+func TestTenantsTakeTurnsWhereThereIsNoRoom(t *testing.T) {
+	t.Parallel()
+	const size = 20 << 20 // two do not fit
+	f := NewFlight(FlightConfig{Patience: time.Hour})
+	var order []string // guarded by the room for one
+	var all sync.WaitGroup
+	shares := map[string]*Share{}
+	for i, tenant := range []string{"first", "ann", "ann", "ann", "ann", "bob", "bob", "ann"} {
+		s, err := f.open(nil, tenant, func(error) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			if err := s.take(t.Context(), inward, size); err != nil {
+				t.Fatal(err)
+			}
+			shares[tenant] = s
+			continue
+		}
+		all.Go(func() {
+			if err := s.take(t.Context(), inward, size); err != nil {
+				t.Error(err)
+			}
+			order = append(order, tenant)
+			s.end()
+		})
+		(&flown{flight: f}).until(t, "waits", func(s FlightState) bool { return s.Waiting == i })
+	}
+	shares["first"].end()
+	all.Wait()
+	if got := fmt.Sprint(order); got != "[ann bob ann bob ann ann ann]" {
+		t.Errorf("messages were let in as %s", got)
+	}
+	if s := f.State(); s.Received != 0 || s.Calls != 0 {
+		t.Errorf("left is %+v", s)
 	}
 }
 

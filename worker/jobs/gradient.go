@@ -232,9 +232,10 @@ func (r *run) differentiate(q *query) error {
 	}
 	var started, computed time.Time
 	var waited time.Duration
-	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) (err error) {
+	kv, aq := h.cache.KV(p.kvLen), q.attentionQuery(0)
+	turn := r.turn((&attention.Item{KV: kv, Query: aq}).Work())
+	err := r.m.Use(r.ctx, attention.Background, turn, func(thread *attention.Thread) (err error) {
 		started = time.Now()
-		kv, aq := h.cache.KV(p.kvLen), q.attentionQuery(0)
 		if aq.Q, err = r.queries(q, 0, thread); err == nil && p.projection != nil {
 			err = q.derivativesOfContexts(r.ctx, thread)
 		}

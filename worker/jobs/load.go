@@ -362,7 +362,7 @@ func (r *run) project(m *headwaterv1.HiddenBlock) error {
 func (r *run) projectPiece(h *openShard, x, cos, sin []float32, n int) error {
 	p := h.problem
 	k, v := make([]float32, n*p.HeadDim()), make([]float32, n*p.VDim())
-	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) error {
+	err := r.m.Use(r.ctx, attention.Background, r.turn(int64(n)*int64(h.weights.key.in)*int64(p.HeadDim())), func(thread *attention.Thread) error {
 		if err := project(r.ctx, thread, k, x, &h.weights.key, n); err != nil {
 			return err
 		}

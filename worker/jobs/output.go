@@ -208,7 +208,7 @@ func (r *run) outputs(y []byte, x []float32, pieces []outputPiece, count, rows i
 		if pc.run.bias != nil {
 			bias = pc.run.bias[pc.from:pc.to]
 		}
-		err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) error {
+		err := r.m.Use(r.ctx, attention.Background, r.turn(int64(count)*int64(in)*int64(n)), func(thread *attention.Thread) error {
 			started := time.Now()
 			err := thread.Project(r.ctx, part, x, pc.run.w[pc.from*in:pc.to*in], bias, count, in, n)
 			took += machine.Nanos(started.Add(thread.Waited()), time.Now())

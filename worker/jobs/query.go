@@ -243,9 +243,10 @@ func (r *run) attend(q *query, i int) error {
 	heads := p.GroupSize()
 	out := attention.Output{Context: make([]float32, q.count*heads*p.VDim()), LSE: make([]float32, q.count*heads)}
 	kv := h.cache.KV(p.kvLen)
+	turn := r.turn((&attention.Item{KV: kv, Query: aq}).Work())
 	var started, computed time.Time
 	var waited time.Duration
-	err := r.m.Use(r.ctx, attention.Background, func(thread *attention.Thread) (err error) {
+	err := r.m.Use(r.ctx, attention.Background, turn, func(thread *attention.Thread) (err error) {
 		started = time.Now()
 		if aq.Q, err = r.queries(q, i, thread); err == nil {
 			err = thread.Attend(r.ctx, kv, aq, p.Options, out)

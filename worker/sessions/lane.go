@@ -18,13 +18,10 @@ import (
 )
 
 const (
-	// maxLanes bounds the open lanes, laneSteps the steps of a lane that are in flight, and laneBytes their payloads, though a
-	// single step may have more. A lane that is at a bound is not read until it has less.
-	maxLanes  = 4096
+	// laneSteps bounds the steps of a lane that are in flight, and laneBytes their payloads, though a single step may have more. A
+	// lane that is at a bound is not read until it has less.
 	laneSteps = 256
 	laneBytes = 64 << 20
-	// maxQueuedTokens bounds the query tokens that wait, over all lanes.
-	maxQueuedTokens = 1 << 20
 )
 
 // served is one lane. Its goroutines take turns: one receives a step, passes the turn to another, and does the step and
@@ -37,6 +34,7 @@ type served struct {
 	turn   chan struct{} // one element: the right to receive
 	closed chan struct{} // closed when the lane has ended
 	ended  chan error    // one element: why no more is received
+	of     *standing     // its tenant's
 
 	send sync.Mutex // one sender at a time
 
@@ -57,7 +55,8 @@ type task struct {
 	step     step
 	arrived  time.Time
 	queued   int64         // query tokens that it is counted with, -1 once it is not
-	tooMany  bool          // others have more tokens waiting than are allowed
+	of       *standing     // with which they are counted
+	tooMany  bool          // more of the tenant's wait than may
 	behind   bool          // another step of its session comes first
 	kept     bool          // the turn was not passed
 	start    chan struct{} // one element: that step is done
@@ -70,12 +69,12 @@ func (s *Service) Lane(stream *session.ServerStream) error {
 		return err
 	}
 	defer s.m.End()
-	if n := s.lanes.Add(1); n > maxLanes {
-		s.lanes.Add(-1)
+	of, err := s.standings.enter(s.m.Name, rpc.CallerOf(stream.Context()).Tenant)
+	if err != nil {
 		s.m.End()
-		return status.Errorf(codes.ResourceExhausted, "worker %s: %d lanes are open, the most that are allowed: close one, or use one for several sessions", s.m.Name, maxLanes)
+		return err
 	}
-	defer s.lanes.Add(-1)
+	defer s.standings.leave(of)
 	defer s.m.Store.OpenLane(kvcache.LaneID(stream.ID()))()
 	began := time.Now()
 	l := &served{
@@ -87,11 +86,11 @@ func (s *Service) Lane(stream *session.ServerStream) error {
 		ended:   make(chan error, 1),
 		workers: 1,
 		quiet:   make(chan struct{}),
+		of:      of,
 		last:    map[kvcache.SessionID]*task{},
 	}
 	l.turn <- struct{}{}
 	go l.serve()
-	var err error
 	select {
 	case err = <-l.ended:
 	case <-l.ctx.Done():
@@ -186,8 +185,9 @@ func (l *served) accept(t *task) bool {
 	}
 	l.last[session] = t
 	l.s.queuedSteps.Add(1)
-	all := l.s.queuedTokens.Add(t.queued)
-	t.tooMany = all > maxQueuedTokens && all > t.queued
+	l.s.queuedTokens.Add(t.queued)
+	t.of = l.of
+	t.tooMany = l.s.standings.queue(l.of, t.queued)
 	l.running++
 	l.bytes += int64(len(t.request.Payload.Bytes()))
 	if l.owed = l.bytes > laneBytes && !t.kept; !l.owed && !t.kept {
@@ -297,6 +297,7 @@ func (t *task) dequeue(s *Service) {
 	if t.queued >= 0 {
 		s.queuedSteps.Add(-1)
 		s.queuedTokens.Add(-t.queued)
+		s.standings.dequeue(t.of, t.queued)
 		t.queued = -1
 	}
 }

@@ -348,12 +348,17 @@ func TestManyQueryTokensAreBusy(t *testing.T) {
 	d := p.lane(t, 1)
 	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
 	s.create(t, p, d)
-	p.service.queuedTokens.Add(maxQueuedTokens) // of other lanes
+	of, err := p.service.standings.enter("w", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.service.standings.queue(of, maxQueuedTokens) // of another lane
 	m := s.draw(t, 0, 1, 1, false)
 	if e := d.ask(t, m.step, m.payload).GetResult().GetError(); e.GetProblem() != problemBusy || !strings.Contains(e.GetMessage(), "again later") {
 		t.Errorf("got %v", e)
 	}
-	p.service.queuedTokens.Add(-maxQueuedTokens)
+	p.service.standings.dequeue(of, maxQueuedTokens)
+	p.service.standings.leave(of)
 	state, err := p.sessions.ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{Sessions: [][]byte{s.id}})
 	if err != nil {
 		t.Fatal(err)

@@ -201,7 +201,7 @@ func (s *Service) Cache() *headwaterv1.CacheState {
 		Evicted:          c.Evicted,
 		QueuedSteps:      uint64(max(s.queuedSteps.Load(), 0)),
 		QueuedTokens:     uint64(max(s.queuedTokens.Load(), 0)),
-		Lanes:            uint64(max(s.lanes.Load(), 0)),
+		Lanes:            uint64(s.standings.count()),
 		Sessions:         uint64(c.Sessions),
 		RoomBytes:        proto.Uint64(uint64(c.RoomBytes)),
 	}

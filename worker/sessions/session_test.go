@@ -80,7 +80,7 @@ func serveSessions(t testing.TB, cfg machine.Config, opts ...grpc.ServerOption) 
 		if used := m.Budget.Used(); used != 0 {
 			t.Errorf("%d bytes are in use in the end", used)
 		}
-		if steps, tokens, lanes := service.queuedSteps.Load(), service.queuedTokens.Load(), service.lanes.Load(); steps != 0 || tokens != 0 || lanes != 0 {
+		if steps, tokens, lanes := service.queuedSteps.Load(), service.queuedTokens.Load(), service.standings.count(); steps != 0 || tokens != 0 || lanes != 0 {
 			t.Errorf("%d steps and %d tokens are queued on %d lanes in the end", steps, tokens, lanes)
 		}
 	})

@@ -40,7 +40,7 @@ type Service struct {
 	boot    uuid.UUID
 	members func() []membership.Member // nil is that none are known
 
-	lanes        atomic.Int64 // that are open
+	standings    standings    // of tenants, at the lanes that are open
 	queuedSteps  atomic.Int64 // that wait
 	queuedTokens atomic.Int64 // query tokens of these
 

@@ -55,7 +55,7 @@ func (s *Service) do(ctx context.Context, from session.LaneID, t *task) error {
 		return s.noRoom(over)
 	}
 	if t.tooMany {
-		return session.Errorf(problemBusy, "worker %s: more than %d query tokens wait: send the step again later", s.m.Name, maxQueuedTokens)
+		return session.Errorf(problemBusy, "worker %s: more query tokens wait than a tenant's part of %d: send the step again later", s.m.Name, maxQueuedTokens)
 	}
 	if err := s.admit(ctx, kvcache.SessionID(m.Session)); status.Code(err) == codes.PermissionDenied { // a step is answered with a reason
 		return invalidSession("%s", status.Convert(err).Message())
@@ -210,7 +210,8 @@ func (s *Service) attend(ctx context.Context, t *task, out attention.Output) err
 	}
 	st.ask(query, out)
 	defer clear(st.items) // What they hold belongs to others.
-	return s.m.Use(ctx, class, func(thread *attention.Thread) error {
+	turn := attention.Turn{Flow: rpc.CallerOf(ctx).Tenant, Work: st.items[0].Work()}
+	return s.m.Use(ctx, class, turn, func(thread *attention.Thread) error {
 		started := time.Now()
 		t.dequeue(s)
 		err := thread.AttendAll(ctx, st.items)

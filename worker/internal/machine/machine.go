@@ -125,9 +125,9 @@ func (m *Machine) reserve(n int64) error {
 	return err
 }
 
-// Use calls do with a thread for a kernel, once there is one.
-func (m *Machine) Use(ctx context.Context, class attention.Class, do func(*attention.Thread) error) error {
-	t, err := m.threads.Acquire(ctx, class)
+// Use calls do with a thread for a kernel, once there is one. Tenants that want more threads than there are get them by turns.
+func (m *Machine) Use(ctx context.Context, class attention.Class, turn attention.Turn, do func(*attention.Thread) error) error {
+	t, err := m.threads.AcquireFor(ctx, class, turn)
 	if err != nil {
 		return err
 	}
