@@ -1,6 +1,7 @@
 package kvcache
 
 import (
+	"math"
 	"strings"
 
 	"headwater.example/internal/quota"
@@ -13,6 +14,7 @@ type account struct {
 	held     int64   // sessions
 	sessions float64 // of these, each as one part of as many as it has holders
 	bytes    int64   // of pages, those of prefixes as well
+	kept     int64   // of rows that prefixes alone keep, with their pages
 }
 
 // tenantOf is the tenant of which a session's is a part.
@@ -87,7 +89,7 @@ func (st *Store) mayTakeLocked(a *account, need int64) *Error {
 		if err == nil {
 			return nil
 		}
-		r := st.prefixes.remove(func(of *account) bool { return of == a })
+		r := st.prefixes.remove(&giving{by: claimant{tenant: a.tenant}, part: math.MaxInt64, has: bytesOf})
 		if r == nil {
 			return err
 		}

@@ -161,9 +161,14 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	for sh := range shapes {
 		of(sh).shapes++
 	}
+	for _, e := range st.prefixes.entries {
+		if e.row.refs == 1 {
+			of(e.row.shape).kept += e.row.bytes + e.row.shape.rowBytes
+		}
+	}
 	for tenant, want := range has {
 		got := st.accounts[tenant]
-		if got == nil || got.shapes != want.shapes || got.held != want.held || got.bytes != want.bytes || math.Abs(got.sessions-want.sessions) > 1e-9 {
+		if got == nil || got.shapes != want.shapes || got.held != want.held || got.bytes != want.bytes || got.kept != want.kept || math.Abs(got.sessions-want.sessions) > 1e-9 {
 			t.Fatalf("tenant %q has %+v, counted is %+v", tenant, want, got)
 		}
 	}

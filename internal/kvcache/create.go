@@ -88,7 +88,7 @@ func (st *Store) admitLocked(s *session, how made, metered bool) (before *sessio
 	if err := st.reserveSessionLocked(s); err != nil {
 		return nil, err
 	}
-	if len(st.sessions) >= st.config.MaxSessions && !st.evictSessionLocked() {
+	if len(st.sessions) >= st.config.MaxSessions && !st.evictSessionLocked(st.givingLocked(s.claimant(), int64(st.config.MaxSessions), sessionsOf)) {
 		st.freeSessionLocked(s)
 		return nil, refuse(OverBudget, "session %s: %d sessions are held, the most that are allowed: drop one, or try again once one has gone unused for its TTL", s.id, len(st.sessions))
 	}
@@ -121,7 +121,7 @@ func (st *Store) reserveSessionLocked(s *session) *Error {
 			st.openAccountLocked(sh)
 			return nil
 		}
-		if !st.evictForLocked(err, need, &evicted) {
+		if !st.evictForLocked(err, need, s.claimant(), &evicted) {
 			sh.sessions--
 			return refuse(OverBudget, "session %s: %d bytes are needed for its %d shards in %d layers: %v: drop a session, or try again later", s.id, need, sh.shards, len(sh.config.Layers), err)
 		}

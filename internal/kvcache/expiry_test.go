@@ -68,7 +68,7 @@ func TestSessionsExpireInOrderOfUse(t *testing.T) {
 	evicts := func(want int) {
 		t.Helper()
 		st.mu.Lock()
-		evicted := st.evictSessionLocked()
+		evicted := st.evictSessionLocked(st.givingLocked(claimant{all: true}, 0, bytesOf))
 		st.unlock()
 		if evicted != (want >= 0) {
 			t.Fatalf("a session was evicted: %v, want session %d", evicted, want)
@@ -83,7 +83,7 @@ func TestSessionsExpireInOrderOfUse(t *testing.T) {
 	evicts(-1)
 	now = time.Unix(36, 0) // sessions 0, 1, 2 and 4 have gone unused for their TTLs
 	st.mu.Lock()
-	frees := st.freesLocked(1)
+	frees := st.freesLocked(1, claimant{all: true})
 	st.mu.Unlock()
 	if !frees {
 		t.Fatal("nothing can be freed")

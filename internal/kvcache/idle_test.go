@@ -31,8 +31,8 @@ func TestIdleSessionsMakeRoom(t *testing.T) {
 	evicts := func(want int) {
 		t.Helper()
 		st.mu.Lock()
-		frees := st.freesLocked(1)
-		evicted := st.evictSessionLocked()
+		frees := st.freesLocked(1, claimant{all: true})
+		evicted := st.evictSessionLocked(st.givingLocked(claimant{all: true}, 0, bytesOf))
 		st.unlock()
 		if evicted != (want >= 0) || frees != evicted {
 			t.Fatalf("a session was evicted: %v, and said to be there: %v; want session %d", evicted, frees, want)

@@ -102,19 +102,24 @@ func (x *prefixes) removeHolding(sh *shape) {
 
 // occupy notes that the row of e gets a second sharer, vacate that the index alone has it.
 func (x *prefixes) occupy(e *entry) {
-	x.bytes -= e.row.bytes
-	x.rows -= e.row.shape.rowBytes
+	x.count(e.row, -1)
 	if e.at >= 0 {
 		x.keep(e)
 	}
 }
 
 func (x *prefixes) vacate(e *entry) {
-	x.bytes += e.row.bytes
-	x.rows += e.row.shape.rowBytes
+	x.count(e.row, 1)
 	x.clock++
 	e.used = x.clock
 	x.sort(e)
+}
+
+// count counts n rows as this one more of those that the index alone has.
+func (x *prefixes) count(r *row, n int64) {
+	x.bytes += n * r.bytes
+	x.rows += n * r.shape.rowBytes
+	r.shape.account.kept += n * (r.bytes + r.shape.rowBytes)
 }
 
 // sort puts e among the evictable or takes it out.
@@ -142,12 +147,14 @@ func (x *prefixes) keep(e *entry) {
 	}
 }
 
-// remove takes the least recently used evictable row of those whose may be taken out of the index and returns it, or nil.
-func (x *prefixes) remove(may func(*account) bool) *row {
+// remove takes the least recently used evictable row of who gives room first out of the index and returns it, or nil.
+func (x *prefixes) remove(gives *giving) *row {
 	var e *entry
+	most := int64(0)
 	for of, h := range x.evictable {
-		if first := (*h)[0]; (e == nil || first.used < e.used) && may(of) {
-			e = first
+		first, n := (*h)[0], gives.rank(of, 0)
+		if n >= 0 && (e == nil || n > most || n == most && first.used < e.used) {
+			e, most = first, n
 		}
 	}
 	if e == nil {
@@ -155,8 +162,7 @@ func (x *prefixes) remove(may func(*account) bool) *row {
 	}
 	x.keep(e)
 	delete(x.entries, e.key)
-	x.bytes -= e.row.bytes
-	x.rows -= e.row.shape.rowBytes
+	x.count(e.row, -1)
 	e.row.entry = nil
 	if e.before != nil {
 		e.before.followers--
@@ -170,6 +176,9 @@ func (x *prefixes) remove(may func(*account) bool) *row {
 // clear empties the index and returns its rows.
 func (x *prefixes) clear() (rows []*row) {
 	for _, e := range x.entries {
+		if e.row.refs == 1 {
+			x.count(e.row, -1)
+		}
 		e.row.entry = nil
 		rows = append(rows, e.row)
 	}

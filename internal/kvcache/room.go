@@ -56,7 +56,7 @@ func (st *Store) reserveRows(s *session, l, first, end int, e *encoder) (copies 
 			st.rows += rows
 			return copies, nil
 		}
-		if !st.evictForLocked(err, rows+need, &evicted) {
+		if !st.evictForLocked(err, rows+need, s.claimant(), &evicted) {
 			return 0, s.noRoom(l, rows+need, err)
 		}
 	}
@@ -121,7 +121,7 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 			return err.at(h.layer, s.lengths[l])
 		}
 	}
-	if need, err := st.roomLocked(e, need); err != nil {
+	if need, err := st.roomLocked(e, s.claimant(), need); err != nil {
 		st.freeRowsLocked(s.shape, e.made)
 		e.forget()
 		return s.noRoom(l, need, err)
@@ -195,7 +195,7 @@ func (st *Store) copyRowLocked(s *session, l, p int, mine *row, e *encoder) {
 
 // roomLocked takes all pages that are wanted, need bytes, or none. What it has taken it keeps while it makes room for the others, so
 // each eviction is a step forward. With an error it says how many bytes were still needed.
-func (st *Store) roomLocked(e *encoder, need int64) (int64, error) {
+func (st *Store) roomLocked(e *encoder, by claimant, need int64) (int64, error) {
 	evicted := false
 	for i, w := range e.wants {
 		for {
@@ -205,7 +205,7 @@ func (st *Store) roomLocked(e *encoder, need int64) (int64, error) {
 				w.row.shape.account.bytes += int64(len(w.ids) * w.class.size)
 				break
 			}
-			if !st.evictForLocked(err, need, &evicted) {
+			if !st.evictForLocked(err, need, by, &evicted) {
 				st.giveBackLocked(e.wants[:i])
 				return need, err
 			}

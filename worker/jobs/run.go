@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/rpc"
@@ -91,6 +92,11 @@ func (s *Service) Run(stream runStream) error {
 	s.m.Log.LogAttrs(context.WithoutCancel(ctx), level, "run ended",
 		slog.String("job", job), slog.Duration("took", time.Since(began)), slog.String("code", status.Code(err).String()), slog.Any("error", err))
 	return err
+}
+
+// turn is that of a call of the run which makes so many multiply-adds before it can give way.
+func (r *run) turn(work int64) attention.Turn {
+	return attention.Turn{Flow: rpc.CallerOf(r.ctx).Tenant, Work: work}
 }
 
 // ownerOf is whose a run's memory is. Where there are tenants and a coordinator says none, it is taken for another's than all before.
@@ -252,7 +258,7 @@ func (r *run) land(n int64) { r.s.land(&r.flight, n) }
 // stream: those end without needing more. Between the calls it waits for one of them to land.
 func (r *run) take(do func() error) error {
 	for {
-		landed, err := r.s.try(do)
+		landed, err := r.s.try(do, r.reclaim)
 		if landed == nil {
 			r.m.Budget.MakeWay()
 			return err
@@ -279,15 +285,23 @@ func (f *flight) add(blocks int, bytes int64) {
 // errWait says that a block has to wait for others of its stream.
 var errWait = errors.New("wait")
 
+// reclaim makes room for n bytes, of what the run's tenant has in sessions and of who has much, if it is a tenant's.
+func (r *run) reclaim(n int64) bool {
+	if tenant := rpc.CallerOf(r.ctx).Tenant; tenant != "" {
+		return r.m.Store.ReclaimFor(n, tenant)
+	}
+	return r.m.Store.Reclaim(n)
+}
+
 // try calls do, a second time where sessions and their prefixes have made room. If it has to wait, try returns a channel
 // that is closed when a block has landed. Flights and budget change together, so that no stream sees one without the other
 // and despairs of room that there will be.
-func (s *Service) try(do func() error) (landed <-chan struct{}, err error) {
+func (s *Service) try(do func() error, reclaim func(n int64) bool) (landed <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err = do()
 	var full *kvcache.BudgetError
-	if errors.As(err, &full) && full.Asked <= full.Total && s.m.Store.Reclaim(full.Asked) {
+	if errors.As(err, &full) && full.Asked <= full.Total && reclaim(full.Asked) {
 		err = do()
 	}
 	if errors.Is(err, errWait) || errors.As(err, &full) && full.Asked <= full.Free+s.flight.bytes {
