@@ -30,9 +30,6 @@ type kernel struct {
 	divide func(dst, o []float32, l float32) bool
 }
 
-// kernelAMX is the name of the one kernel with a matrix unit.
-const kernelAMX = "amx"
-
 // KernelVariable names the kernel to use, in the environment; unset or empty leaves the choice to the machine.
 const KernelVariable = "HEADWATER_KERNEL"
 
@@ -70,9 +67,12 @@ func KernelName() string {
 	return ""
 }
 
-// HasMatrixUnit says whether the kernel of that name, of whatever machine, has a matrix unit for arithmetic in tiles. One that has
-// none takes longer for it than for Chain.
-func HasMatrixUnit(kernel string) bool { return kernel == kernelAMX }
+// HasMatrixUnit says whether the kernel that Attend uses has a matrix unit for arithmetic in tiles. One that has none takes longer
+// for it than for Chain.
+func HasMatrixUnit() bool {
+	s := selected.Load()
+	return s.err == nil && s.kernel.vector.hasMatrix()
+}
 
 // KernelError says why the choice in the environment can not run here; Attend and Project return it. It is nil after a
 // successful SelectKernel.

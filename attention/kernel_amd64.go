@@ -25,7 +25,7 @@ var kernels = func() []kernel {
 func withMatrixUnit(v *vector) kernel {
 	with := *v
 	with.multiply = (*amx.Product).Multiply
-	return assembled(kernelAMX, &with)
+	return assembled("amx", &with)
 }
 
 var avx512 = vector{

@@ -55,6 +55,7 @@ type WorkerStatus struct {
 	Kernel      string
 	Processor   string      // what it calls itself
 	Features    []string    // of the processor, of those that kernels use, by the names of Linux
+	MatrixUnit  *bool       // whether the kernel has one for arithmetic in tiles, which is slower without; nil if the worker does not say
 	Load        *WorkerLoad // nil if it does not count what it does
 	Draining    bool        // whether it gets no sessions and no jobs, and what it has is moved away
 	Answers     *AnswerTimes
@@ -115,6 +116,15 @@ func newLoad(m *headwaterv1.WorkerLoad) *WorkerLoad {
 	return l
 }
 
+// matrixUnit is what a worker says of its kernel.
+func matrixUnit(d *headwaterv1.DescribeResponse) *bool {
+	if d == nil || d.MatrixUnit == nil {
+		return nil
+	}
+	has := d.GetMatrixUnit()
+	return &has
+}
+
 func newStatus(m *headwaterv1.StatusResponse) *Status {
 	s := &Status{
 		Name: m.GetName(), Version: m.GetVersion(), Protocol: m.GetProtocol(), Started: instant(m.GetStarted()), Panics: m.GetPanics(),
@@ -124,7 +134,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 		d := w.GetWorker()
 		s.Workers = append(s.Workers, WorkerStatus{
 			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(), Zone: d.GetZone(),
-			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(), Processor: d.GetProcessor(), Features: d.GetProcessorFeatures(),
+			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(), Processor: d.GetProcessor(), Features: d.GetProcessorFeatures(), MatrixUnit: matrixUnit(d),
 			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(), Answers: newAnswers(w.GetAnswers()),
 		})
 	}

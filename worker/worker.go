@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"headwater.example/attention"
 	"headwater.example/internal/membership"
@@ -198,6 +199,7 @@ func (w *Worker) describe() *headwaterv1.DescribeResponse {
 		// For people, as the kernel's name is.
 		ProcessorFeatures: processor.Names(),
 		Leaving:           w.leaving.Load(),
+		MatrixUnit:        proto.Bool(attention.HasMatrixUnit()),
 	}
 }
 

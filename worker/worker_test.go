@@ -56,12 +56,36 @@ func TestAWorkerDescribesItself(t *testing.T) {
 			t.Fatal(err)
 		}
 		if d.Name != "w1" || len(d.Boot) != 16 || d.Boot[15] != 1 || d.Weight != 1 || d.Threads != 2 || d.BudgetBytes != 64<<20 || d.Kernel != attention.KernelName() ||
-			d.Processor != processor.Name() || !slices.Equal(d.ProcessorFeatures, processor.Names()) {
+			d.Processor != processor.Name() || !slices.Equal(d.ProcessorFeatures, processor.Names()) || d.MatrixUnit == nil {
 			t.Fatalf("got %v", d)
 		}
 		// A worker that drains still answers.
 		if err := w.Drain(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestAWorkerTellsOfAMatrixUnit: the kernel in use says whether there is one, not what else the processor has.
+func TestAWorkerTellsOfAMatrixUnit(t *testing.T) {
+	w, err := New(Config{Name: "w1", Boot: uuid.UUID{15: 1}, Weight: 1, Budget: 64 << 20, Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	was := attention.KernelName()
+	t.Cleanup(func() {
+		if err := attention.SelectKernel(was); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, name := range attention.KernelNames() {
+		if err := attention.SelectKernel(name); err != nil {
+			t.Fatal(err)
+		}
+		d, err := w.Describe(t.Context(), nil)
+		if err != nil || d.MatrixUnit == nil || d.GetMatrixUnit() != (name == "amx") {
+			t.Errorf("kernel %s: %v, %v", name, d, err)
 		}
 	}
 }

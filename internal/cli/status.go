@@ -52,8 +52,8 @@ type workerView struct {
 	Processor   string `json:"processor,omitempty"`
 	// Features are those of the processor that kernels use.
 	Features []string `json:"processor_features,omitempty"`
-	// MatrixUnit is whether one computes arithmetic in tiles, which is slower elsewhere.
-	MatrixUnit bool   `json:"matrix_unit"`
+	// MatrixUnit is whether one computes arithmetic in tiles, which is slower elsewhere; null where the worker does not say.
+	MatrixUnit *bool  `json:"matrix_unit"`
 	Draining   bool   `json:"draining"`
 	Error      string `json:"error,omitempty"`
 
@@ -177,7 +177,7 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 		w := s
 		one := workerView{
 			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, Zone: w.Zone, BudgetBytes: w.BudgetBytes,
-			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, MatrixUnit: attention.HasMatrixUnit(w.Kernel), Draining: w.Draining, Error: s.Error,
+			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, MatrixUnit: w.MatrixUnit, Draining: w.Draining, Error: s.Error,
 			Answers: viewAnswers(w.Answers),
 		}
 		if boot, err := uuid.FromBytes(w.Boot); err == nil {
@@ -283,7 +283,9 @@ func speedOfTiles(w workerView) string {
 	switch {
 	case w.Kernel == "": // it does not answer
 		return ""
-	case w.MatrixUnit:
+	case w.MatrixUnit == nil:
+		return "-"
+	case *w.MatrixUnit:
 		return "matrix unit"
 	}
 	return "slower"

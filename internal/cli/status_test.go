@@ -22,6 +22,7 @@ type older struct {
 	caches []*headwaterv1.CacheState
 	silent []*headwaterv1.SilentWorker
 	reason string // why w2 is left out
+	matrix *bool  // whether each has a matrix unit; nil is not said
 	none   bool   // of workers
 }
 
@@ -31,7 +32,7 @@ func (o *older) Status(context.Context, *headwaterv1.StatusRequest) (*headwaterv
 		return resp, nil
 	}
 	for _, name := range []string{"w1", "w2", "w3"} {
-		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Worker: &headwaterv1.DescribeResponse{Name: name}})
+		resp.Workers = append(resp.Workers, &headwaterv1.WorkerStatus{Worker: &headwaterv1.DescribeResponse{Name: name, Kernel: "x", MatrixUnit: o.matrix}})
 	}
 	resp.Workers[1].Error = o.reason
 	return resp, nil
@@ -165,6 +166,27 @@ func TestWithoutWorkersCommandsSayWhatToDo(t *testing.T) {
 		var out, errs bytes.Buffer
 		if code := Coord([]string{command, "--coordinator", address}, Streams{Out: &out, Err: &errs}); code != want.code || !strings.Contains(errs.String(), want.says) || strings.Contains(errs.String(), "unreachable") {
 			t.Errorf("coord %s ends with %d and says %q", command, code, &errs)
+		}
+	}
+}
+
+// TestAWorkerSaysWhetherItHasAMatrixUnit: the kernel's name says nothing.
+func TestAWorkerSaysWhetherItHasAMatrixUnit(t *testing.T) {
+	for _, c := range []struct {
+		told       *bool
+		text, json string
+	}{
+		{nil, "-", "null"},
+		{proto.Bool(false), "slower", "false"},
+		{proto.Bool(true), "matrix unit", "true"},
+	} {
+		o := &older{matrix: c.told}
+		workers, _, _ := strings.Cut(o.status(t, "-o", "wide"), "\ncaches")
+		if text := row(t, workers, "w1"); !strings.Contains(text, " x "+c.text+" - - ") {
+			t.Errorf("%q, want %q", text, c.text)
+		}
+		if text := o.status(t, "-o", "json"); strings.Count(text, `"matrix_unit": `+c.json) != 3 {
+			t.Errorf("%s, want %s", text, c.json)
 		}
 	}
 }

@@ -229,7 +229,7 @@ func (h *harness) findLimits(which []limit, sum map[limit]float64) error {
 		case peak:
 			x, err = limits.FMA(h.isas[0], h.spend/4)
 		case matrix:
-			if attention.HasMatrixUnit(h.Kernel) {
+			if attention.HasMatrixUnit() {
 				x, err = limits.Matrix(h.spend / 4)
 			} else {
 				x, err = limits.FMA(h.isas[0], h.spend/4)

@@ -1107,7 +1107,10 @@ type DescribeResponse struct {
 	Zone string `protobuf:"bytes,14,opt,name=zone,proto3" json:"zone,omitempty"`
 	// Whether the worker ends soon: sessions that others hold as a whole go on without it before anything is copied. Since version
 	// 1.3.
-	Leaving       bool `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	Leaving bool `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	// Whether its kernel has a matrix unit for arithmetic in tiles, which is slower than chain without one. Absent from a worker that
+	// does not say. Since version 1.4.
+	MatrixUnit    *bool `protobuf:"varint,16,opt,name=matrix_unit,json=matrixUnit,proto3,oneof" json:"matrix_unit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1243,6 +1246,13 @@ func (x *DescribeResponse) GetZone() string {
 func (x *DescribeResponse) GetLeaving() bool {
 	if x != nil {
 		return x.Leaving
+	}
+	return false
+}
+
+func (x *DescribeResponse) GetMatrixUnit() bool {
+	if x != nil && x.MatrixUnit != nil {
+		return *x.MatrixUnit
 	}
 	return false
 }
@@ -3753,7 +3763,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x03(\x02R\x06before\x12\x12\n" +
 	"\x04sink\x18\a \x03(\x02R\x04sink\x12\x16\n" +
 	"\x06tokens\x18\b \x03(\rR\x06tokens\"\x11\n" +
-	"\x0fDescribeRequest\"\xc6\x03\n" +
+	"\x0fDescribeRequest\"\xfc\x03\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -3772,7 +3782,10 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\tprocessor\x18\f \x01(\tR\tprocessor\x12-\n" +
 	"\x12processor_features\x18\r \x03(\tR\x11processorFeatures\x12\x12\n" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x12\x18\n" +
-	"\aleaving\x18\x0f \x01(\bR\aleaving\"J\n" +
+	"\aleaving\x18\x0f \x01(\bR\aleaving\x12$\n" +
+	"\vmatrix_unit\x18\x10 \x01(\bH\x00R\n" +
+	"matrixUnit\x88\x01\x01B\x0e\n" +
+	"\f_matrix_unit\"J\n" +
 	"\x12SetDrainingRequest\x12\x1a\n" +
 	"\bdraining\x18\x01 \x01(\bR\bdraining\x12\x18\n" +
 	"\aleaving\x18\x02 \x01(\bR\aleaving\"\x15\n" +
@@ -4151,6 +4164,7 @@ func file_headwater_v1_worker_proto_init() {
 	if File_headwater_v1_worker_proto != nil {
 		return
 	}
+	file_headwater_v1_worker_proto_msgTypes[9].OneofWrappers = []any{}
 	file_headwater_v1_worker_proto_msgTypes[14].OneofWrappers = []any{
 		(*RunRequest_Open)(nil),
 		(*RunRequest_ShardOpen)(nil),

@@ -193,9 +193,9 @@ func (m *Machine) Expire(ctx context.Context, ticks <-chan time.Time) {
 // Take is told of layers that queries will attend. The log says once if some are in an arithmetic that is slower here than elsewhere.
 func (m *Machine) Take(layers ...shard.LayerSpec) {
 	for i := range layers {
-		if kernel := attention.KernelName(); layers[i].Arithmetic() != attention.Chain && !attention.HasMatrixUnit(kernel) {
+		if layers[i].Arithmetic() != attention.Chain && !attention.HasMatrixUnit() {
 			m.slower.Do(func() {
-				m.Log.Warn("arithmetic in tiles is slower on this worker: its kernel has no matrix unit", "kernel", kernel)
+				m.Log.Warn("arithmetic in tiles is slower on this worker: its kernel has no matrix unit", "kernel", attention.KernelName())
 			})
 			return
 		}

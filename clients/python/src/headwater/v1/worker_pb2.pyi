@@ -206,7 +206,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining", "processor", "processor_features", "zone", "leaving")
+    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining", "processor", "processor_features", "zone", "leaving", "matrix_unit")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +222,7 @@ class DescribeResponse(_message.Message):
     PROCESSOR_FEATURES_FIELD_NUMBER: _ClassVar[int]
     ZONE_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    MATRIX_UNIT_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: bytes
     version: str
@@ -237,7 +238,8 @@ class DescribeResponse(_message.Message):
     processor_features: _containers.RepeatedScalarFieldContainer[str]
     zone: str
     leaving: bool
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ..., processor: _Optional[str] = ..., processor_features: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ..., leaving: bool = ...) -> None: ...
+    matrix_unit: bool
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ..., processor: _Optional[str] = ..., processor_features: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ..., leaving: bool = ..., matrix_unit: bool = ...) -> None: ...
 
 class SetDrainingRequest(_message.Message):
     __slots__ = ("draining", "leaving")
