@@ -24,12 +24,18 @@ const (
 
 var arithmetics = [...]string{Chain: "chain", Tiles: "tiles", TilesBF16: "tiles-bf16"}
 
+// Auto is no arithmetic: it leaves to a coordinator which one is taken, Chain or Tiles. No layout has it.
+const Auto Arithmetic = math.MaxUint8
+
 // ArithmeticNames names all that there are.
 func ArithmeticNames() []string { return arithmetics[:] }
 
 func (a Arithmetic) String() string {
-	if int(a) < len(arithmetics) {
+	switch {
+	case int(a) < len(arithmetics):
 		return arithmetics[a]
+	case a == Auto:
+		return "auto"
 	}
 	return fmt.Sprintf("arithmetic %d", uint8(a))
 }
@@ -67,6 +73,8 @@ const (
 // WithArithmetic returns the layout of the same keys and values for another arithmetic. Only bf16 has other than Chain.
 func (l Layout) WithArithmetic(a Arithmetic) (Layout, error) {
 	switch {
+	case a == Auto:
+		return Layout{}, fmt.Errorf("arithmetic %s is none: a coordinator takes one for it", a)
 	case int(a) >= len(arithmetics):
 		return Layout{}, fmt.Errorf("there is no %s", a)
 	case a != Chain && l.dt != tensor.BF16:

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"headwater.example/attention"
 	"headwater.example/internal/layerproto"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -38,19 +39,20 @@ type Job struct {
 	Name         string // for people
 	Kind         string // "attention" or "layer"
 	State        JobState
-	Error        string     // why it failed; one line
-	ErrorCode    codes.Code // of the error
-	Codec        Codec      // of its contexts; "" if the coordinator is too old to tell
-	ContentHash  string     // SHA-256 over the file's hash and the effective options, in hexadecimal; "" while it is not known
-	SizeBytes    uint64     // of the job file
-	Created      time.Time  // when it was accepted
-	Started      time.Time  // when it last started; zero if it has not
-	Ended        time.Time  // zero if it has not
-	Attempts     int        // how many times it was started
-	Crashes      int        // how many times the coordinator crashed while the job ran
-	Progress     Progress   // of a job that runs or has ended
-	Report       Report     // of a job that succeeded
-	ResultSHA256 string     // of the result file, in hexadecimal; of a job that succeeded
+	Error        string                 // why it failed; one line
+	ErrorCode    codes.Code             // of the error
+	Codec        Codec                  // of its contexts; "" if the coordinator is too old to tell
+	Arithmetics  []attention.Arithmetic // of its problems, each once; nil if the coordinator is too old to tell
+	ContentHash  string                 // SHA-256 over the file's hash and the effective options, in hexadecimal; "" while it is not known
+	SizeBytes    uint64                 // of the job file
+	Created      time.Time              // when it was accepted
+	Started      time.Time              // when it last started; zero if it has not
+	Ended        time.Time              // zero if it has not
+	Attempts     int                    // how many times it was started
+	Crashes      int                    // how many times the coordinator crashed while the job ran
+	Progress     Progress               // of a job that runs or has ended
+	Report       Report                 // of a job that succeeded
+	ResultSHA256 string                 // of the result file, in hexadecimal; of a job that succeeded
 	ResultBytes  uint64
 }
 
@@ -102,6 +104,9 @@ func newJob(m *headwaterv1.Job) *Job {
 	}
 	if codec, err := layerproto.ReadContextCodec(m.GetCodec()); err == nil {
 		j.Codec = Codec(codec.String())
+	}
+	for _, a := range m.GetArithmetics() {
+		j.Arithmetics = append(j.Arithmetics, layerproto.ReadArithmetic(a))
 	}
 	p := m.GetProgress()
 	j.Progress = Progress{p.GetLoadedBytes(), p.GetLoadBytes(), p.GetUnitsDone(), p.GetUnits(), p.GetPhase()}

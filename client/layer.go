@@ -19,6 +19,8 @@ type Layer struct {
 
 	Storage tensor.DType // F32, F16, BF16, or I8 with one scale per position and head; 0: F32
 	// Arithmetic is that of the products; other than attention.Chain, which is the zero value, it is for BF16. It never changes.
+	// attention.Auto leaves it to the coordinator: that takes attention.Tiles for BF16 if every worker that is to hold the session has
+	// a matrix unit, else attention.Chain. Session.Layers says which.
 	Arithmetic attention.Arithmetic
 
 	NotCausal   bool      // whether a query sees positions after its own as well
@@ -102,6 +104,9 @@ func (l *Layer) spec() (shard.LayerSpec, error) {
 	spec, err := shard.NewLayerSpec(shape, storage, options)
 	if err != nil {
 		return spec, err
+	}
+	if l.Arithmetic == attention.Auto {
+		return spec, nil // in chain, until a coordinator is asked
 	}
 	return spec.WithArithmetic(l.Arithmetic)
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
@@ -159,7 +160,7 @@ func (c *Client) OpenSession(ctx context.Context, opts SessionOptions) (*Session
 func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.CreateSessionRequest, workers int, direct bool, codec Codec) (*Session, error) {
 	s := &Session{client: c, id: c.conns.NewName(), config: req.GetConfig(), codec: codec}
 	doing += " session " + s.id.String()
-	layers, err := layerproto.ReadSessionLayers(s.config.GetLayers())
+	layers, left, err := layerproto.ReadAsked(s.config.GetLayers())
 	if err != nil {
 		return nil, wrong("%s: %w", doing, err)
 	}
@@ -178,11 +179,35 @@ func (c *Client) create(ctx context.Context, doing string, req *headwaterv1.Crea
 	if err != nil {
 		return nil, c.sessionError(doing, s.id, err)
 	}
-	if err := s.adopt(whole, state, direct); err != nil {
+	if left {
+		whole, err = s.took(state)
+	}
+	if err == nil {
+		err = s.adopt(whole, state, direct)
+	}
+	if err != nil {
 		return nil, c.inVain(ctx, s.id, c.sessionError(doing, s.id, err))
 	}
 	s.prefix = s.Len()
 	return s, nil
+}
+
+// took notes the arithmetic that the coordinator has taken for layers that left it to it.
+func (s *Session) took(state *headwaterv1.SessionState) (*fanout.Holding, error) {
+	var taken []attention.Arithmetic
+	for _, l := range state.GetConfig().GetLayers() {
+		taken = append(taken, layerproto.ReadArithmetic(l.GetArithmetic()))
+	}
+	config := proto.CloneOf(s.config)
+	if err := layerproto.TakeArithmetic(config.GetLayers(), taken); err != nil {
+		return nil, fmt.Errorf("its layers: %w", err)
+	}
+	layers, err := layerproto.ReadSessionLayers(config.GetLayers())
+	if err != nil {
+		return nil, fmt.Errorf("its layers: %w", err)
+	}
+	s.config = config
+	return s.client.coordinator(layers)
 }
 
 // abandonTimeout bounds the drop of a session that nobody will use; a session that can't be dropped ends by its TTL.
@@ -224,6 +249,11 @@ func (o *SessionOptions) config() (*headwaterv1.SessionConfig, error) {
 		return nil, err
 	}
 	config.Layers = layerproto.SessionLayers(layers)
+	for i := range o.Layers {
+		if o.Layers[i].Arithmetic == attention.Auto {
+			layerproto.LeaveArithmetic(config.Layers[i])
+		}
+	}
 	return config, nil
 }
 

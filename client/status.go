@@ -18,6 +18,9 @@ type Status struct {
 	Workers  []WorkerStatus // by name
 	Jobs     map[JobState]uint64
 	Tenants  []TenantStatus // that have limits, by name: of a tenant's own call its own
+	// Auto is what attention.Auto would be taken for now in what all workers were to hold that may be given more; attention.Auto if the
+	// coordinator does not say.
+	Auto attention.Arithmetic
 }
 
 // TenantStatus is what a tenant may have and has.
@@ -128,7 +131,10 @@ func matrixUnit(d *headwaterv1.DescribeResponse) *bool {
 func newStatus(m *headwaterv1.StatusResponse) *Status {
 	s := &Status{
 		Name: m.GetName(), Version: m.GetVersion(), Protocol: m.GetProtocol(), Started: instant(m.GetStarted()), Panics: m.GetPanics(),
-		Jobs: map[JobState]uint64{},
+		Jobs: map[JobState]uint64{}, Auto: attention.Auto,
+	}
+	if a := m.GetAutoArithmetic(); a != headwaterv1.Arithmetic_ARITHMETIC_UNSPECIFIED {
+		s.Auto = layerproto.ReadArithmetic(a)
 	}
 	for _, w := range m.GetWorkers() {
 		d := w.GetWorker()

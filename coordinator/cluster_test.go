@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,11 +21,13 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/protobuf/proto"
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
+	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 	"headwater.example/worker"
 )
@@ -84,6 +87,8 @@ type workerOptions struct {
 	stats stats.Handler
 	// dialect, where given, is the protocol version that it answers with.
 	dialect string
+	// matrix, where given, is whether it says that it has a matrix unit. It computes the same either way.
+	matrix *atomic.Bool
 }
 
 func startWorker(t *testing.T, name string, o workerOptions) *node {
@@ -102,6 +107,15 @@ func startWorker(t *testing.T, name string, o workerOptions) *node {
 	}
 	if o.stats != nil {
 		options = append(options, grpc.StatsHandler(o.stats))
+	}
+	if o.matrix != nil {
+		options = append(options, grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			resp, err := handle(ctx, req)
+			if d, ok := resp.(*headwaterv1.DescribeResponse); ok && err == nil {
+				d.MatrixUnit = proto.Bool(o.matrix.Load())
+			}
+			return resp, err
+		}))
 	}
 	s := grpc.NewServer(options...)
 	w.Register(s)

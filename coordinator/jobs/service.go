@@ -14,6 +14,7 @@ import (
 
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/certs"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -201,7 +202,11 @@ func (q *Queue) Refused() map[string]uint64 {
 // Status implements headwater.v1.CoordinatorService.
 func (q *Queue) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
 	resp := &headwaterv1.StatusResponse{Name: q.Name, Version: q.Version, Protocol: rpc.Version, Started: timestamppb.New(q.started), Panics: rpc.Panics()}
-	for _, d := range q.workers.Describe(ctx, q.workers.List()) {
+	described := q.workers.Describe(ctx, q.workers.List())
+	if placeable, err := workers.Placeable(described); err == nil {
+		resp.AutoArithmetic = layerproto.Arithmetic(workers.Arithmetic(placeable))
+	}
+	for _, d := range described {
 		w := &headwaterv1.WorkerStatus{Address: d.Address, Worker: d.Said}
 		if d.Err != nil {
 			w.Worker, w.Error = &headwaterv1.DescribeResponse{Name: d.Name}, workers.OneLine(d.Err)

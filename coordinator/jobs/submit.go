@@ -113,10 +113,16 @@ func (u *upload) admit() (claim, error) {
 	if err != nil {
 		return claim{}, err
 	}
+	if parsed.Auto() {
+		if parsed, err = u.takeArithmetic(parsed); err != nil {
+			return claim{}, err
+		}
+		u.bytes = len(u.begin.GetHeader()) + len(u.begin.GetOverrides())
+	}
 	u.offered = &headwaterv1.Job{
-		Id: u.newID(), Tenant: rpc.CallerOf(u.ctx).Tenant, Key: u.begin.GetKey(), Name: u.begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
+		Id: u.newID(), Tenant: u.tenant(), Key: u.begin.GetKey(), Name: u.begin.GetName(), State: headwaterv1.JobState_JOB_STATE_UPLOADING,
 		SizeBytes: u.begin.GetSizeBytes(), Kind: parsed.Kind.String(), Codec: u.begin.GetCodec(),
-		Created: timestamppb.New(u.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"},
+		Created: timestamppb.New(u.Now()), Progress: &headwaterv1.Progress{Phase: "uploading"}, Arithmetics: arithmetics(parsed),
 	}
 	if len(u.begin.GetSha256()) > 0 {
 		u.offered.ContentHash = contentHash(u.begin.GetSha256(), parsed)
@@ -135,6 +141,9 @@ func (u *upload) admit() (claim, error) {
 	}
 	return c, nil
 }
+
+// tenant is whose submission it is.
+func (u *upload) tenant() string { return rpc.CallerOf(u.ctx).Tenant }
 
 // mostJobs is how many jobs a tenant may have here that have not ended; 0 is no bound.
 func (q *Queue) mostJobs(tenant string) int64 {
@@ -183,11 +192,15 @@ func (q *Queue) check(begin *headwaterv1.SubmitBegin) (*jobfile.Job, error) {
 	if _, err := layerproto.ReadContextCodec(begin.GetCodec()); err != nil {
 		return nil, refuse("%v", err)
 	}
+	return parseHeader(begin, begin.GetOverrides())
+}
+
+func parseHeader(begin *headwaterv1.SubmitBegin, overrides []byte) (*jobfile.Job, error) {
 	f, err := tensor.ParseHeader(begin.GetName(), begin.GetHeader(), int64(begin.GetSizeBytes()))
 	if err != nil {
 		return nil, err
 	}
-	return jobfile.Parse(f, begin.GetOverrides())
+	return jobfile.Parse(f, overrides)
 }
 
 // contentHash names a job by what it computes: SHA-256 over the file's SHA-256 and the options in effect.

@@ -169,10 +169,7 @@ type claim struct {
 func (t *table) claim(offered *headwaterv1.Job, request *headwaterv1.SubmitBegin, most int64) (claim, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i := slices.IndexFunc(t.entries, func(e *entry) bool {
-		have := e.snapshot()
-		return offered.GetKey() != "" && have.GetKey() == offered.GetKey() && have.GetTenant() == offered.GetTenant()
-	})
+	i := t.index(offered.GetKey(), offered.GetTenant())
 	if i < 0 {
 		if err := t.may(offered.GetTenant(), most); err != nil {
 			return claim{}, err
@@ -193,6 +190,24 @@ func (t *table) claim(offered *headwaterv1.Job, request *headwaterv1.SubmitBegin
 	e.submit(offered, request)
 	t.entries = append(slices.Delete(t.entries, i, i+1), e) // its turn is after those that wait
 	return claim{entry: e, fresh: true, before: before}, nil
+}
+
+// index is where a tenant's job with a key is, -1 if there is none. The lock is held.
+func (t *table) index(key, tenant string) int {
+	return slices.IndexFunc(t.entries, func(e *entry) bool {
+		have := e.snapshot()
+		return key != "" && have.GetKey() == key && have.GetTenant() == tenant
+	})
+}
+
+// keyed returns a tenant's job with a key, nil if there is none.
+func (t *table) keyed(key, tenant string) *headwaterv1.Job {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := t.index(key, tenant); i >= 0 {
+		return t.entries[i].snapshot()
+	}
+	return nil
 }
 
 // may refuses a tenant one job more than it may have that have not ended. The lock is held.

@@ -221,6 +221,9 @@ func (r *Relay) create(ctx context.Context, req *headwaterv1.CreateSessionReques
 		if h = known.Holding(); req.GetConfig() != nil && req.GetConfig().Replicas == nil {
 			req.Config.Replicas = proto.Uint32(uint32(h.Replicas()))
 		}
+		if err := asMade(req.GetConfig().GetLayers(), h.Layers()); err != nil {
+			return nil, err
+		}
 	case fanout.Is(err, session.Unknown) || fanout.Is(err, session.Lost):
 		if h, err = r.plan(ctx, req); err != nil {
 			return nil, err
@@ -256,7 +259,7 @@ func exists(id [16]byte) error {
 
 // plan gives the session's groups to the workers that answer; see placement.Place.
 func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest) (*fanout.Holding, error) {
-	layers, err := layerproto.ReadSessionLayers(req.GetConfig().GetLayers())
+	layers, left, err := layerproto.ReadAsked(req.GetConfig().GetLayers())
 	if err != nil {
 		return nil, session.Errorf(session.Invalid, "%v", err)
 	}
@@ -280,9 +283,15 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
 	}
+	may := answering // hold a part of it
+	if left {
+		if layers, may, err = takeArithmetic(req.GetConfig().GetLayers(), answering, placed); err != nil {
+			return nil, err
+		}
+	}
 	// Where a prefix lies counts more than the draw, but not more than room, nor than as many workers and copies as there are to be.
-	if hasPrefix(req) && len(answering) > 1 {
-		all := r.findPrefixes(ctx, roomy(answering, rooms), layers, req)
+	if hasPrefix(req) && len(may) > 1 {
+		all := r.findPrefixes(ctx, roomy(may, roomsOf(may)), layers, req)
 		times := 1 + int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas, uint32(len(placed)-1)))
 		if at := placement.Cover(geometry, all, len(placed), times, xxh3.Hash(req.GetSession())); at != nil {
 			placed = at

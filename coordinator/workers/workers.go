@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"headwater.example/attention"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -235,6 +236,15 @@ func Placeable(described []Description) ([]Description, error) {
 		return nil, status.Error(codes.Unavailable, "all workers that answer are drained: add some, or undo it with coord drain --undo")
 	}
 	return placeable, nil
+}
+
+// Arithmetic is what attention.Auto is taken for in what these workers, which answer, are to hold: Tiles if each of them has a matrix
+// unit, since Tiles takes longer than Chain without one.
+func Arithmetic(holders []Description) attention.Arithmetic {
+	if len(holders) == 0 || slices.ContainsFunc(holders, func(d Description) bool { return !d.Said.GetMatrixUnit() }) {
+		return attention.Chain
+	}
+	return attention.Tiles
 }
 
 // OneLine is an error without gRPC's own prefix, which repeats the code.

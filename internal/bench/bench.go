@@ -33,7 +33,7 @@ type Case struct {
 	KVHeads int
 	HeadDim int
 	Storage tensor.DType
-	// Arithmetic is that of the layers; other than attention.Chain it is for BF16.
+	// Arithmetic is that of the layers; other than attention.Chain it is for BF16. Of attention.Auto a Row has what was taken.
 	Arithmetic attention.Arithmetic
 	Codec      client.Codec
 	SendF32    bool // keys and values go out as float32, and not as they are stored
@@ -215,6 +215,7 @@ func (b *bench) open(ctx context.Context, positions int) error {
 			return err
 		}
 		b.sessions = append(b.sessions, s)
+		b.row.Arithmetic = s.Layers()[0].Arithmetic
 	}
 	row := b.KVHeads * b.HeadDim
 	for done := 0; done < positions; {

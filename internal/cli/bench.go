@@ -70,7 +70,7 @@ func (a *app) bench() *cobra.Command {
 	flags.StringVar(&f.positions, "positions", "1k,8k", "`positions` that a token sees, or a prompt has in all; 1k is 1024")
 	flags.StringVar(&f.batch, "batch", "1", "`sessions` at once")
 	flags.StringVar(&f.storage, "storage", "f16", "how keys and values are stored: `f32,f16,bf16,int8`")
-	flags.StringVar(&f.arithmetic, "arithmetic", "chain", "how products are summed: `chain,tiles,tiles-bf16`; the last two with --storage bf16; the last is lossy")
+	flags.StringVar(&f.arithmetic, "arithmetic", "chain", "how products are summed: `chain,tiles,tiles-bf16`; the last two with --storage bf16; the last is lossy; auto is chain or tiles, as the workers are")
 	flags.StringVar(&f.send, "send", "stored", "how keys and values go out: `stored,f32`; stored: the client narrows them to the storage type; f32: the workers do")
 	flags.StringVar(&f.codec, "codec", "auto", "how contexts come back: `auto,raw,exact,bf16,f16,int8`; the last three are lossy")
 	flags.StringVar(&f.workers, "workers", "0", "most `workers` that hold a session, 0 is all")
@@ -107,6 +107,7 @@ func arithmetics() map[string]attention.Arithmetic {
 	for a, name := range attention.ArithmeticNames() {
 		all[name] = attention.Arithmetic(a)
 	}
+	all[attention.Auto.String()] = attention.Auto
 	return all
 }
 
@@ -162,7 +163,7 @@ func (f *benchFlags) cases() (all []bench.Case, err error) {
 		return nil, err
 	}
 	for _, name := range sums {
-		if i := slices.IndexFunc(storage, func(dtype string) bool { return dtype != "bf16" }); name != "chain" && i >= 0 {
+		if i := slices.IndexFunc(storage, func(dtype string) bool { return dtype != "bf16" }); name != "chain" && name != "auto" && i >= 0 {
 			return nil, usage("--arithmetic %s takes --storage bf16, not %s", name, storage[i])
 		}
 	}

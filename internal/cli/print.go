@@ -36,7 +36,8 @@ type jobView struct {
 	Error        string        `json:"error,omitempty"`
 	Kind         string        `json:"kind"`
 	Codec        string        `json:"codec"`
-	Lossy        bool          `json:"lossy"` // whether the codec loses bits of the contexts
+	Lossy        bool          `json:"lossy"`                 // whether the codec loses bits of the contexts
+	Arithmetics  []string      `json:"arithmetics,omitempty"` // of the problems, each once
 	ContentHash  string        `json:"content_hash"`
 	SizeBytes    uint64        `json:"size_bytes"`
 	Created      *time.Time    `json:"created,omitempty"`
@@ -82,6 +83,9 @@ func viewJob(job *client.Job) jobView {
 		Codec: string(job.Codec), Lossy: lossy(job), ContentHash: job.ContentHash, SizeBytes: job.SizeBytes,
 		Created: when(job.Created), Started: when(job.Started), Ended: when(job.Ended), Attempts: job.Attempts,
 		ResultSHA256: job.ResultSHA256, ResultBytes: job.ResultBytes,
+	}
+	for _, one := range job.Arithmetics {
+		v.Arithmetics = append(v.Arithmetics, one.String())
 	}
 	if p := job.Progress; p != (client.Progress{}) {
 		v.Progress = &progressView{p.Phase, p.LoadedBytes, p.LoadBytes, p.UnitsDone, p.Units}

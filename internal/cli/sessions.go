@@ -11,7 +11,6 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
-	"headwater.example/attention"
 	"headwater.example/client"
 )
 
@@ -123,10 +122,10 @@ func stripes(s *client.SessionState) string {
 	return ", groups in " + strings.Join(each, " or ") + " stripes"
 }
 
-// sums says in which arithmetics the layers are, unless all are in chain.
+// sums says in which arithmetics the layers are.
 func (v *sessionView) sums() string {
 	names := slices.Compact(slices.Sorted(slices.Values(v.Arithmetics)))
-	if len(names) == 0 || len(names) == 1 && names[0] == attention.Chain.String() {
+	if len(names) == 0 {
 		return ""
 	}
 	return " in " + strings.Join(names, " and ")

@@ -23,6 +23,7 @@ type statusView struct {
 	Protocol string             `json:"protocol"`
 	Address  string             `json:"address"`
 	Workers  []workerView       `json:"workers"`
+	Auto     string             `json:"auto_arithmetic,omitempty"` // what arithmetic auto is taken for now
 	Jobs     map[string]uint64  `json:"jobs"`
 	Tenants  []tenantStatusView `json:"tenants"` // that have limits
 	Copies   *copiesView        `json:"copies"`  // null where the coordinator knows nothing of copies
@@ -190,6 +191,9 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 		}
 		v.Workers = append(v.Workers, one)
 	}
+	if status.Auto != attention.Auto {
+		v.Auto = status.Auto.String()
+	}
 	for count, n := range status.Jobs {
 		v.Jobs[string(count)] = n
 	}
@@ -221,7 +225,7 @@ func (a *app) printStatus(v statusView) error {
 		if err != nil {
 			return err
 		}
-	} else if err := errors.Join(a.printWorkers(v.Workers), a.printCaches(v.Workers)); err != nil {
+	} else if err := errors.Join(a.printWorkers(v.Workers), a.printAuto(v), a.printCaches(v.Workers)); err != nil {
 		return err
 	}
 	if c := v.Copies; c != nil && c.LackingShards > 0 {
@@ -276,6 +280,14 @@ func (a *app) printWorkers(workers []workerView) error {
 		}
 	}
 	return nil
+}
+
+// printAuto says what arithmetic auto is taken for.
+func (a *app) printAuto(v statusView) error {
+	if !a.wide() || v.Auto == "" {
+		return nil
+	}
+	return a.say("arithmetic auto is %s now for keys and values of bf16\n", v.Auto)
 }
 
 // speedOfTiles says how a worker computes arithmetic in tiles.

@@ -53,7 +53,7 @@ func (o *optionFlags) flags(flags *pflag.FlagSet) {
 	flags.Int64Var(&o.windowRight, "window-right", -1, "positions seen after the own one, -1 is unbounded")
 	flags.Float32Var(&o.scale, "scale", 0, "factor of the scores (default: 1/sqrt(head_dim))")
 	flags.Float32Var(&o.softcap, "softcap", 0, "cap of the scores, 0 is off")
-	flags.StringVar(&o.arithmetic, "arithmetic", "chain", "how products are summed: `name` chain, or for keys and values of BF16 tiles or, lossy, tiles-bf16")
+	flags.StringVar(&o.arithmetic, "arithmetic", "chain", "how products are summed: `name` chain, or for keys and values of BF16 tiles or, lossy, tiles-bf16; auto: tiles for BF16 if all workers have a matrix unit")
 	flags.StringVar(&o.alibiSlopes, "alibi-slopes", "", "ALiBi `slopes`, one for each query head: 0.5,0.25")
 	flags.StringVar(&o.sinks, "sinks", "", "attention sinks, one `logit` for each query head: 0.1,0.2")
 	flags.Int64Var(&o.kvLen, "kv-len", 0, "positions that queries may see (default: all)")

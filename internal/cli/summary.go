@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -32,6 +33,7 @@ func (a *app) printJob(job *client.Job, out string) error {
 	case string(job.Codec) != "":
 		row("codec", string(job.Codec)+": no bit of a context is lost")
 	}
+	row("arithmetic", strings.Join(viewJob(job).Arithmetics, " and "))
 	t.AppendRow(table.Row{"state", state(string(job.State))})
 	row("error", job.Error)
 	row("size", sizeOf(int64(job.SizeBytes)))

@@ -451,6 +451,12 @@ func (p *Problem) setArithmetic(kind Kind, o *Options, of string) *Error {
 	if o.Arithmetic == nil {
 		return nil
 	}
+	if *o.Arithmetic == attention.Auto.String() {
+		if p.Storage == tensor.BF16 && !kind.differentiates() {
+			p.Arithmetic = attention.Auto
+		} // else there is none but attention.Chain
+		return nil
+	}
 	p.Arithmetic, _ = attention.ParseArithmetic(*o.Arithmetic) // parseObject has looked
 	switch {
 	case p.Arithmetic == attention.Chain:

@@ -87,8 +87,8 @@ type Problem struct {
 	DModel   int   // elements of a hidden state; kinds layer and layer_grad
 	Offset   int64 // position of query 0
 
-	Storage    tensor.DType // of keys and values: F32, F16, BF16 or I8; F32 for kinds layer and layer_grad
-	Arithmetic attention.Arithmetic
+	Storage    tensor.DType         // of keys and values: F32, F16, BF16 or I8; F32 for kinds layer and layer_grad
+	Arithmetic attention.Arithmetic // attention.Auto until a coordinator has taken one
 	Options    attention.Options
 	Rope       *attention.Rope // nil for none
 
@@ -233,7 +233,7 @@ func (j *Job) TokensOf(p *Problem) []string {
 // Geometry is the layers and groups to place, one layer for each problem.
 func (j *Job) Geometry() *shard.Geometry { return j.geometry }
 
-// Layout is that of the pages of keys and values.
+// Layout is that of the pages of keys and values. There is none while the arithmetic is attention.Auto.
 func (p *Problem) Layout() (attention.Layout, error) {
 	l, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)
 	if err != nil {
@@ -257,7 +257,7 @@ func (j *Job) sums() *Error {
 	listed := map[string]bool{}
 	for i := range j.Problems {
 		p := &j.Problems[i]
-		layout, err := p.Layout()
+		layout, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim) // of the same size in any arithmetic
 		if err != nil {
 			return &Error{Tensor: p.anchor(j.Kind), Index: -1, Rule: err.Error()}
 		}

@@ -158,7 +158,7 @@ func TestErrors(t *testing.T) {
 		{"scale", qkv(), `{"scale":1e39}`, "", `metadata "headwater": option "scale" is "1e39", which is not within the range of f32`},
 		{"scale NaN", qkv(), `{"scale":NaN}`, "", `metadata "headwater": options are not valid JSON at byte 10: invalid character 'N' looking for beginning of value`},
 		{"softcap", qkv(), `{"softcap":-1}`, "", `metadata "headwater": option "softcap" is -1, must be at least 0 (0 is off)`},
-		{"arithmetic", qkv(), `{"arithmetic":"Tiles"}`, "", `metadata "headwater": option "arithmetic" is "Tiles", must be "chain", "tiles" or "tiles-bf16"`},
+		{"arithmetic", qkv(), `{"arithmetic":"Tiles"}`, "", `metadata "headwater": option "arithmetic" is "Tiles", must be "chain", "tiles", "tiles-bf16" or "auto"`},
 		{"arithmetic type", qkv(), `{"arithmetic":1}`, "", `metadata "headwater": option "arithmetic" is "1", must be a string`},
 		{"arithmetic of f32", qkv(), `{"arithmetic":"tiles"}`, "", `option "arithmetic" is "tiles", which takes keys and values of BF16, not of F32`},
 		{"kind", qkv(), `{"kind":"mlp"}`, "", `metadata "headwater": option "kind" is "mlp", must be "attention", "layer", "attention_grad" or "layer_grad"`},

@@ -25,7 +25,7 @@ type Options struct {
 	WindowRight *int64       `json:"window_right,omitempty"` // positions after the own one, -1 unbounded
 	Scale       *float32     `json:"scale,omitempty"`
 	Softcap     *float32     `json:"softcap,omitempty"`
-	Arithmetic  *string      `json:"arithmetic,omitempty"`  // a name of attention.ArithmeticNames
+	Arithmetic  *string      `json:"arithmetic,omitempty"`  // a name of attention.ArithmeticNames, or that of attention.Auto
 	AlibiSlopes []float32    `json:"alibi_slopes,omitzero"` // [n_heads], empty for none
 	Sinks       []float32    `json:"sinks,omitzero"`        // [n_heads], empty for none
 	KVLen       *int64       `json:"kv_len,omitempty"`
@@ -151,8 +151,8 @@ func parseArithmetic(value json.RawMessage, key string, o *Options) *Error {
 	if err := parseString(value, key, &o.Arithmetic); err != nil {
 		return err
 	}
-	if _, err := attention.ParseArithmetic(*o.Arithmetic); err != nil {
-		return optionErrorf("option %q is %s, must be \"chain\", \"tiles\" or \"tiles-bf16\"", key, quote(*o.Arithmetic))
+	if _, err := attention.ParseArithmetic(*o.Arithmetic); err != nil && *o.Arithmetic != attention.Auto.String() {
+		return optionErrorf("option %q is %s, must be \"chain\", \"tiles\", \"tiles-bf16\" or \"auto\"", key, quote(*o.Arithmetic))
 	}
 	return nil
 }

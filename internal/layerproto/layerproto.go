@@ -3,7 +3,11 @@
 package layerproto
 
 import (
+	"errors"
 	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	"headwater.example/attention"
 	"headwater.example/internal/contextframe"
@@ -31,7 +35,15 @@ func Stored(layout attention.Layout) (headwaterv1.StorageType, headwaterv1.Arith
 	if layout.Arithmetic() == attention.Chain {
 		return StorageType(layout.DType()), headwaterv1.Arithmetic_ARITHMETIC_UNSPECIFIED
 	}
-	return headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED, headwaterv1.Arithmetic_ARITHMETIC_CHAIN + headwaterv1.Arithmetic(layout.Arithmetic())
+	return headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED, Arithmetic(layout.Arithmetic())
+}
+
+// Arithmetic returns the message's value for an arithmetic.
+func Arithmetic(a attention.Arithmetic) headwaterv1.Arithmetic {
+	if a == attention.Auto {
+		return headwaterv1.Arithmetic_ARITHMETIC_AUTO
+	}
+	return headwaterv1.Arithmetic_ARITHMETIC_CHAIN + headwaterv1.Arithmetic(a)
 }
 
 // ReadArithmetic returns the arithmetic of a message. One that is unknown has no name.
@@ -42,8 +54,59 @@ func ReadArithmetic(a headwaterv1.Arithmetic) attention.Arithmetic {
 	return attention.Arithmetic(a - headwaterv1.Arithmetic_ARITHMETIC_CHAIN)
 }
 
+// LeaveArithmetic leaves the arithmetic of a layer to the coordinator that is asked for it. Only bf16 has more than chain.
+func LeaveArithmetic(m *headwaterv1.SessionLayer) {
+	if m.GetStorage() == headwaterv1.StorageType_STORAGE_TYPE_BF16 {
+		m.Storage, m.Arithmetic = headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED, headwaterv1.Arithmetic_ARITHMETIC_AUTO
+	}
+}
+
+// TakeArithmetic gives layers that leave their arithmetic to a coordinator the one that it has taken for them. It has as many as
+// there are layers, and those of the other layers mean nothing.
+func TakeArithmetic(layers []*headwaterv1.SessionLayer, taken []attention.Arithmetic) error {
+	if len(layers) != len(taken) {
+		return fmt.Errorf("arithmetics of %d layers were told, and there are %d", len(taken), len(layers))
+	}
+	for i, m := range layers {
+		if m.GetArithmetic() != headwaterv1.Arithmetic_ARITHMETIC_AUTO {
+			continue
+		}
+		if s := m.GetStorage(); s != headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED && s != headwaterv1.StorageType_STORAGE_TYPE_BF16 {
+			return fmt.Errorf("layer %d: arithmetic auto takes keys and values stored as bf16, not as storage type %d", i, int32(s))
+		}
+		switch taken[i] {
+		case attention.Chain:
+			m.Storage, m.Arithmetic = headwaterv1.StorageType_STORAGE_TYPE_BF16, headwaterv1.Arithmetic_ARITHMETIC_UNSPECIFIED
+		case attention.Tiles:
+			m.Storage, m.Arithmetic = headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED, headwaterv1.Arithmetic_ARITHMETIC_TILES
+		default:
+			return fmt.Errorf("layer %d: arithmetic auto is never taken for %s", i, taken[i])
+		}
+	}
+	return nil
+}
+
+// ReadAsked is ReadSessionLayers of a request to a coordinator, to which layers may leave their arithmetic, and says whether any
+// does. What it reads of these is in chain.
+func ReadAsked(messages []*headwaterv1.SessionLayer) (layers []shard.LayerSpec, left bool, err error) {
+	asked := slices.Clone(messages)
+	for i, m := range messages {
+		if m.GetArithmetic() == headwaterv1.Arithmetic_ARITHMETIC_AUTO {
+			asked[i], left = proto.CloneOf(m), true
+		}
+	}
+	if err := TakeArithmetic(asked, make([]attention.Arithmetic, len(asked))); err != nil {
+		return nil, left, err
+	}
+	layers, err = ReadSessionLayers(asked)
+	return layers, left, err
+}
+
 // readLayer reads and checks a layer. Its error says which number can not be.
 func readLayer(shape shard.LayerShape, storage headwaterv1.StorageType, arithmetic headwaterv1.Arithmetic, options attention.Options) (shard.LayerSpec, error) {
+	if arithmetic == headwaterv1.Arithmetic_ARITHMETIC_AUTO {
+		return shard.LayerSpec{}, errors.New("arithmetic auto is none: a coordinator that makes a session takes one for it")
+	}
 	if _, known := headwaterv1.Arithmetic_name[int32(arithmetic)]; !known {
 		return shard.LayerSpec{}, fmt.Errorf("arithmetic %d is unknown", int32(arithmetic))
 	}

@@ -191,7 +191,8 @@ func TestArithmetic(t *testing.T) {
 		}
 	}
 	for want, spoil := range map[string]func(m *headwaterv1.SessionLayer){
-		"arithmetic 4 is unknown":  func(m *headwaterv1.SessionLayer) { m.Arithmetic = 4 },
+		"arithmetic auto is none":  func(m *headwaterv1.SessionLayer) { m.Arithmetic = headwaterv1.Arithmetic_ARITHMETIC_AUTO },
+		"arithmetic 5 is unknown":  func(m *headwaterv1.SessionLayer) { m.Arithmetic = 5 },
 		"arithmetic -1 is unknown": func(m *headwaterv1.SessionLayer) { m.Arithmetic = -1 },
 		"arithmetic tiles takes keys and values stored as BF16, not as F16": func(m *headwaterv1.SessionLayer) {
 			m.Arithmetic, m.Storage = headwaterv1.Arithmetic_ARITHMETIC_TILES, headwaterv1.StorageType_STORAGE_TYPE_F16
@@ -205,5 +206,72 @@ func TestArithmetic(t *testing.T) {
 		if _, err := layerproto.ReadSessionLayers([]*headwaterv1.SessionLayer{m}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want one with %q", err, want)
 		}
+	}
+}
+
+// TestAutoIsTakenOnce: a layer of bf16 may leave its arithmetic to a coordinator, in a form that peers of before refuse. Once one is
+// taken it is an ordinary layer, and only chain or tiles is.
+func TestAutoIsTakenOnce(t *testing.T) {
+	layer := func(s headwaterv1.StorageType, a headwaterv1.Arithmetic) *headwaterv1.SessionLayer {
+		return &headwaterv1.SessionLayer{NHeads: 1, NKvHeads: 1, HeadDim: 4, VDim: 4, WindowLeft: -1, WindowRight: -1, Storage: s, Arithmetic: a}
+	}
+	asked := func() []*headwaterv1.SessionLayer {
+		return []*headwaterv1.SessionLayer{
+			layer(headwaterv1.StorageType_STORAGE_TYPE_BF16, 0), layer(headwaterv1.StorageType_STORAGE_TYPE_F16, 0), layer(0, headwaterv1.Arithmetic_ARITHMETIC_TILES_BF16),
+		}
+	}
+	left := asked()
+	for _, m := range left {
+		layerproto.LeaveArithmetic(m)
+	}
+	if m := left[0]; m.GetStorage() != headwaterv1.StorageType_STORAGE_TYPE_UNSPECIFIED || m.GetArithmetic() != headwaterv1.Arithmetic_ARITHMETIC_AUTO {
+		t.Errorf("it is left as storage %s in %s, which peers of before would take", m.GetStorage(), m.GetArithmetic())
+	}
+	for i, m := range asked()[1:] {
+		if !proto.Equal(m, left[1+i]) {
+			t.Errorf("%v became %v, and leaves nothing", m, left[1+i])
+		}
+	}
+	before := proto.CloneOf(left[0])
+	if layers, some, err := layerproto.ReadAsked(left); err != nil || !some || layers[0].Arithmetic() != attention.Chain || layers[2].Arithmetic() != attention.TilesBF16 || !proto.Equal(before, left[0]) {
+		t.Errorf("%v, %v: %v", layers, some, err)
+	}
+	if _, some, err := layerproto.ReadAsked(asked()); err != nil || some {
+		t.Errorf("nothing is left, and %v: %v", some, err)
+	}
+	for _, a := range []attention.Arithmetic{attention.Chain, attention.Tiles} {
+		taken := asked()
+		layerproto.LeaveArithmetic(taken[0])
+		if err := layerproto.TakeArithmetic(taken, []attention.Arithmetic{a, attention.Tiles, attention.Auto}); err != nil {
+			t.Fatal(err)
+		}
+		layers, err := layerproto.ReadSessionLayers(taken)
+		if err != nil || layers[0].Arithmetic() != a || layers[1].Arithmetic() != attention.Chain || layers[2].Arithmetic() != attention.TilesBF16 {
+			t.Errorf("%s: %v, %v", a, layers, err)
+		}
+		if again := layerproto.SessionLayers(layers)[0]; again.GetStorage() != taken[0].GetStorage() || again.GetArithmetic() != taken[0].GetArithmetic() {
+			t.Errorf("%s is written as %v, and was taken as %v", a, again, taken[0])
+		}
+	}
+	for want, taken := range map[string][]attention.Arithmetic{
+		"arithmetics of 2 layers were told, and there are 3":   {attention.Chain, attention.Chain},
+		"layer 0: arithmetic auto is never taken for tiles-b":  {attention.TilesBF16, attention.Chain, attention.Chain},
+		"layer 0: arithmetic auto is never taken for auto":     {attention.Auto, attention.Chain, attention.Chain},
+		"layer 0: arithmetic auto is never taken for arithmet": {7, attention.Chain, attention.Chain},
+	} {
+		if err := layerproto.TakeArithmetic([]*headwaterv1.SessionLayer{proto.CloneOf(before), left[1], left[2]}, taken); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if _, _, err := layerproto.ReadAsked([]*headwaterv1.SessionLayer{layer(headwaterv1.StorageType_STORAGE_TYPE_F16, headwaterv1.Arithmetic_ARITHMETIC_AUTO)}); err == nil || !strings.Contains(err.Error(), "auto takes keys and values stored as bf16") {
+		t.Error(err)
+	}
+	for a := range headwaterv1.Arithmetic_name {
+		if m := headwaterv1.Arithmetic(a); m != 0 && m != headwaterv1.Arithmetic_ARITHMETIC_AUTO && layerproto.Arithmetic(layerproto.ReadArithmetic(m)) != m {
+			t.Errorf("%s becomes %s", m, layerproto.ReadArithmetic(m))
+		}
+	}
+	if layerproto.Arithmetic(attention.Auto) != headwaterv1.Arithmetic_ARITHMETIC_AUTO || len(headwaterv1.Arithmetic_name) != len(attention.ArithmeticNames())+2 {
+		t.Error("the protocol has other arithmetics")
 	}
 }

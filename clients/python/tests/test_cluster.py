@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,23 @@ def test_in_tiles_as_a_job_in_tiles(client: headwater.Client, model: Model, arit
     assert (got.context != chain["context"]).any()
     with pytest.raises(headwater.HeadwaterError, match="arithmetic.*takes keys and values of BF16, not of F32"):
         client.run({"q": q, "k": k, "v": v}, arithmetic=arithmetic)
+
+
+def test_auto_is_what_the_coordinator_takes(client: headwater.Client, model: Model) -> None:
+    asked = [headwater.Layer(n_heads=9, n_kv_heads=3, head_dim=64, storage=storage, arithmetic="auto") for storage in ("bf16", "f16")]
+    q, k, v = model.q[0][:70], model.k[0][:70], model.v[0][:70]
+    job = {"q": q, "k": headwater.narrow_bfloat16(k).view("bfloat16"), "v": headwater.narrow_bfloat16(v).view("bfloat16")}
+    want = client.run(job, causal=True, arithmetic="auto")
+    with client.open(asked) as s:
+        taken = s.layers[0].arithmetic
+        assert taken in ("chain", "tiles")
+        assert s.layers == (dataclasses.replace(asked[0], arithmetic=taken), asked[1])
+        got = s.step(0, q, k, v)
+        with s.fork() as fork, client.attach(fork.receipt()) as again:
+            assert fork.layers == s.layers
+            assert [layer.arithmetic for layer in again.layers] == [taken, "chain"]
+    np.testing.assert_array_equal(got.context, want["context"])
+    np.testing.assert_array_equal(got.context, client.run(job, causal=True, arithmetic=taken)["context"])
 
 
 def test_a_prefix_is_found(client: headwater.Client, model: Model) -> None:

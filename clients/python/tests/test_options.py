@@ -12,6 +12,7 @@ import pytest
 
 import headwater
 from headwater import arrays, options, steps
+from headwater.v1 import worker_pb2
 
 
 def test_options_of_numpy_become_json() -> None:
@@ -59,7 +60,12 @@ def test_arithmetic() -> None:
         sent = made.to_proto()
         assert headwater.Layer.from_proto(sent) == made
         assert (sent.storage == 0) == (arithmetic != "chain")  # a cluster that does not know it refuses
-    with pytest.raises(ValueError, match="^arithmetic is 'tile', not one of chain, tiles, tiles-bf16"):
+    auto = headwater.Layer(2, 1, 4, storage="bf16", arithmetic="auto")
+    assert (auto.to_proto().storage, auto.to_proto().arithmetic) == (0, worker_pb2.ARITHMETIC_AUTO)
+    with pytest.raises(headwater.ProtocolError, match="^a layer of arithmetic 4"):  # nothing is made with it
+        headwater.Layer.from_proto(auto.to_proto())
+    assert headwater.Layer(2, 1, 4, storage="f16", arithmetic="auto") == headwater.Layer(2, 1, 4, storage="f16")
+    with pytest.raises(ValueError, match="^arithmetic is 'tile', not one of chain, tiles, tiles-bf16, auto"):
         headwater.Layer(2, 1, 4, storage="bf16", arithmetic="tile")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="^arithmetic tiles takes keys and values stored as bf16, not as f32"):
         headwater.Layer(2, 1, 4, arithmetic="tiles")

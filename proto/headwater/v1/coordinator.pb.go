@@ -452,7 +452,9 @@ type Job struct {
 	// How many times the coordinator crashed while the job ran. Since version 1.2.
 	Crashes uint32 `protobuf:"varint,19,opt,name=crashes,proto3" json:"crashes,omitempty"`
 	// Whose job it is: the tenant that its submission was proven to come from; empty without certificates. Since version 1.3.
-	Tenant        string `protobuf:"bytes,20,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Tenant string `protobuf:"bytes,20,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// The arithmetics of its problems, each once. Since version 1.4.
+	Arithmetics   []Arithmetic `protobuf:"varint,21,rep,packed,name=arithmetics,proto3,enum=headwater.v1.Arithmetic" json:"arithmetics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -625,6 +627,13 @@ func (x *Job) GetTenant() string {
 		return x.Tenant
 	}
 	return ""
+}
+
+func (x *Job) GetArithmetics() []Arithmetic {
+	if x != nil {
+		return x.Arithmetics
+	}
+	return nil
 }
 
 // Progress is the progress of a running job.
@@ -1499,9 +1508,11 @@ type StatusResponse struct {
 	// Panics that the coordinator has caught since then. Each ended one call; the log describes it. Since version 1.2.
 	Panics uint64 `protobuf:"varint,7,opt,name=panics,proto3" json:"panics,omitempty"`
 	// What tenants may have and have, for those that have limits: of a tenant's own call its own. Since version 1.4.
-	Tenants       []*TenantStatus `protobuf:"bytes,8,rep,name=tenants,proto3" json:"tenants,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Tenants []*TenantStatus `protobuf:"bytes,8,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	// What AUTO would be taken for now in what all workers were to hold that answer and are not drained. Since version 1.4.
+	AutoArithmetic Arithmetic `protobuf:"varint,9,opt,name=auto_arithmetic,json=autoArithmetic,proto3,enum=headwater.v1.Arithmetic" json:"auto_arithmetic,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1588,6 +1599,13 @@ func (x *StatusResponse) GetTenants() []*TenantStatus {
 		return x.Tenants
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetAutoArithmetic() Arithmetic {
+	if x != nil {
+		return x.AutoArithmetic
+	}
+	return Arithmetic_ARITHMETIC_UNSPECIFIED
 }
 
 // TenantStatus is what a tenant may have and has.
@@ -1880,7 +1898,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\x06R\x04hash\"I\n" +
 	"\x0eSubmitResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
-	"\x04send\x18\x02 \x01(\bR\x04send\"\xbc\x05\n" +
+	"\x04send\x18\x02 \x01(\bR\x04send\"\xf8\x05\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
@@ -1904,7 +1922,8 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\fresult_bytes\x18\x11 \x01(\x04R\vresultBytes\x120\n" +
 	"\x05codec\x18\x12 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\x12\x18\n" +
 	"\acrashes\x18\x13 \x01(\rR\acrashes\x12\x16\n" +
-	"\x06tenant\x18\x14 \x01(\tR\x06tenant\"\x97\x01\n" +
+	"\x06tenant\x18\x14 \x01(\tR\x06tenant\x12:\n" +
+	"\varithmetics\x18\x15 \x03(\x0e2\x18.headwater.v1.ArithmeticR\varithmetics\"\x97\x01\n" +
 	"\bProgress\x12!\n" +
 	"\floaded_bytes\x18\x01 \x01(\x04R\vloadedBytes\x12\x1d\n" +
 	"\n" +
@@ -1952,7 +1971,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x16DownloadResultResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x0f\n" +
-	"\rStatusRequest\"\xc2\x02\n" +
+	"\rStatusRequest\"\x85\x03\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -1961,7 +1980,8 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x04jobs\x18\x05 \x03(\v2\x18.headwater.v1.StateCountR\x04jobs\x124\n" +
 	"\astarted\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x16\n" +
 	"\x06panics\x18\a \x01(\x04R\x06panics\x124\n" +
-	"\atenants\x18\b \x03(\v2\x1a.headwater.v1.TenantStatusR\atenants\"\x8a\x01\n" +
+	"\atenants\x18\b \x03(\v2\x1a.headwater.v1.TenantStatusR\atenants\x12A\n" +
+	"\x0fauto_arithmetic\x18\t \x01(\x0e2\x18.headwater.v1.ArithmeticR\x0eautoArithmetic\"\x8a\x01\n" +
 	"\fTenantStatus\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
 	"\x05limit\x18\x02 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x05limit\x12/\n" +
@@ -2043,8 +2063,9 @@ var file_headwater_v1_coordinator_proto_goTypes = []any{
 	(ContextCodec)(0),              // 27: headwater.v1.ContextCodec
 	(*durationpb.Duration)(nil),    // 28: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
-	(*TenantAmounts)(nil),          // 30: headwater.v1.TenantAmounts
-	(*DescribeResponse)(nil),       // 31: headwater.v1.DescribeResponse
+	(Arithmetic)(0),                // 30: headwater.v1.Arithmetic
+	(*TenantAmounts)(nil),          // 31: headwater.v1.TenantAmounts
+	(*DescribeResponse)(nil),       // 32: headwater.v1.DescribeResponse
 }
 var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	2,  // 0: headwater.v1.SubmitRequest.begin:type_name -> headwater.v1.SubmitBegin
@@ -2059,46 +2080,48 @@ var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	6,  // 9: headwater.v1.Job.progress:type_name -> headwater.v1.Progress
 	7,  // 10: headwater.v1.Job.report:type_name -> headwater.v1.Report
 	27, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
-	8,  // 12: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
-	28, // 13: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
-	28, // 14: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
-	28, // 15: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
-	5,  // 16: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 17: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
-	5,  // 18: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 19: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 20: headwater.v1.DeleteJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 21: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
-	24, // 22: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
-	26, // 23: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
-	29, // 24: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	23, // 25: headwater.v1.StatusResponse.tenants:type_name -> headwater.v1.TenantStatus
-	30, // 26: headwater.v1.TenantStatus.limit:type_name -> headwater.v1.TenantAmounts
-	30, // 27: headwater.v1.TenantStatus.used:type_name -> headwater.v1.TenantAmounts
-	31, // 28: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
-	25, // 29: headwater.v1.WorkerStatus.answers:type_name -> headwater.v1.AnswerTimes
-	0,  // 30: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
-	1,  // 31: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
-	9,  // 32: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
-	11, // 33: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
-	13, // 34: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
-	15, // 35: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
-	17, // 36: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
-	19, // 37: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
-	21, // 38: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
-	4,  // 39: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
-	10, // 40: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
-	12, // 41: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
-	14, // 42: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
-	16, // 43: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
-	18, // 44: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
-	20, // 45: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
-	22, // 46: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
-	39, // [39:47] is the sub-list for method output_type
-	31, // [31:39] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	30, // 12: headwater.v1.Job.arithmetics:type_name -> headwater.v1.Arithmetic
+	8,  // 13: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
+	28, // 14: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
+	28, // 15: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
+	28, // 16: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
+	5,  // 17: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 18: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
+	5,  // 19: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 20: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 21: headwater.v1.DeleteJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 22: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
+	24, // 23: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
+	26, // 24: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
+	29, // 25: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	23, // 26: headwater.v1.StatusResponse.tenants:type_name -> headwater.v1.TenantStatus
+	30, // 27: headwater.v1.StatusResponse.auto_arithmetic:type_name -> headwater.v1.Arithmetic
+	31, // 28: headwater.v1.TenantStatus.limit:type_name -> headwater.v1.TenantAmounts
+	31, // 29: headwater.v1.TenantStatus.used:type_name -> headwater.v1.TenantAmounts
+	32, // 30: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
+	25, // 31: headwater.v1.WorkerStatus.answers:type_name -> headwater.v1.AnswerTimes
+	0,  // 32: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
+	1,  // 33: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
+	9,  // 34: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
+	11, // 35: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
+	13, // 36: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
+	15, // 37: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
+	17, // 38: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
+	19, // 39: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
+	21, // 40: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
+	4,  // 41: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
+	10, // 42: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
+	12, // 43: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
+	14, // 44: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
+	16, // 45: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
+	18, // 46: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
+	20, // 47: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
+	22, // 48: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
+	41, // [41:49] is the sub-list for method output_type
+	33, // [33:41] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_coordinator_proto_init() }

@@ -408,8 +408,8 @@ type SessionLayer struct {
 	HeadDim uint32 `protobuf:"varint,3,opt,name=head_dim,json=headDim,proto3" json:"head_dim,omitempty"`
 	// Elements of a value, 1 to 512.
 	VDim uint32 `protobuf:"varint,4,opt,name=v_dim,json=vDim,proto3" json:"v_dim,omitempty"`
-	// How keys and values are stored. Not given with an arithmetic in tiles, which has one: so a peer that does not know
-	// arithmetics refuses, and does not compute in another.
+	// How keys and values are stored. Not given with an arithmetic in tiles, nor with AUTO, which have one: so a peer that does not
+	// know arithmetics refuses, and does not compute in another.
 	Storage StorageType `protobuf:"varint,5,opt,name=storage,proto3,enum=headwater.v1.StorageType" json:"storage,omitempty"`
 	// Whether a query sees no position after its own.
 	Causal bool `protobuf:"varint,6,opt,name=causal,proto3" json:"causal,omitempty"`
@@ -425,7 +425,8 @@ type SessionLayer struct {
 	AlibiSlopes []float32 `protobuf:"fixed32,11,rep,packed,name=alibi_slopes,json=alibiSlopes,proto3" json:"alibi_slopes,omitempty"`
 	// Empty, or one logit for each query head.
 	Sinks []float32 `protobuf:"fixed32,12,rep,packed,name=sinks,proto3" json:"sinks,omitempty"`
-	// The arithmetic. It never changes. Since version 1.3.
+	// The arithmetic. It never changes. AUTO is for a request to a coordinator, whose answer has the one that it has taken. Since
+	// version 1.3.
 	Arithmetic Arithmetic `protobuf:"varint,13,opt,name=arithmetic,proto3,enum=headwater.v1.Arithmetic" json:"arithmetic,omitempty"`
 	// In how many stripes each group is held, at most 64; 0 and 1 are none. Stripe i of n has those of a group's splits of 2,048
 	// positions whose number is i modulo n, so that more workers than there are groups hold a layer. The layer's shards are then

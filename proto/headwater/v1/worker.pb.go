@@ -160,6 +160,10 @@ const (
 	Arithmetic_ARITHMETIC_TILES Arithmetic = 2
 	// In tiles, with queries and weights rounded to bf16: lossy. Keys and values are stored as bf16.
 	Arithmetic_ARITHMETIC_TILES_BF16 Arithmetic = 3
+	// In a request to a coordinator: one of the above, which the coordinator takes. That is tiles if each worker that is to hold the
+	// session has a matrix unit, else chain. Keys and values are stored as bf16. Nothing is made with it: workers refuse it, and no
+	// answer has it. Since version 1.4.
+	Arithmetic_ARITHMETIC_AUTO Arithmetic = 4
 )
 
 // Enum value maps for Arithmetic.
@@ -169,12 +173,14 @@ var (
 		1: "ARITHMETIC_CHAIN",
 		2: "ARITHMETIC_TILES",
 		3: "ARITHMETIC_TILES_BF16",
+		4: "ARITHMETIC_AUTO",
 	}
 	Arithmetic_value = map[string]int32{
 		"ARITHMETIC_UNSPECIFIED": 0,
 		"ARITHMETIC_CHAIN":       1,
 		"ARITHMETIC_TILES":       2,
 		"ARITHMETIC_TILES_BF16":  3,
+		"ARITHMETIC_AUTO":        4,
 	}
 )
 
@@ -4005,13 +4011,14 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x10STORAGE_TYPE_F32\x10\x01\x12\x14\n" +
 	"\x10STORAGE_TYPE_F16\x10\x02\x12\x15\n" +
 	"\x11STORAGE_TYPE_BF16\x10\x03\x12\x13\n" +
-	"\x0fSTORAGE_TYPE_I8\x10\x04*o\n" +
+	"\x0fSTORAGE_TYPE_I8\x10\x04*\x84\x01\n" +
 	"\n" +
 	"Arithmetic\x12\x1a\n" +
 	"\x16ARITHMETIC_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10ARITHMETIC_CHAIN\x10\x01\x12\x14\n" +
 	"\x10ARITHMETIC_TILES\x10\x02\x12\x19\n" +
-	"\x15ARITHMETIC_TILES_BF16\x10\x03*{\n" +
+	"\x15ARITHMETIC_TILES_BF16\x10\x03\x12\x13\n" +
+	"\x0fARITHMETIC_AUTO\x10\x04*{\n" +
 	"\x06Weight\x12\x16\n" +
 	"\x12WEIGHT_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fWEIGHT_QUERY\x10\x01\x12\x0e\n" +

@@ -24,7 +24,7 @@ from .connection import METADATA, Connection
 from .constants import ATTEMPTS, LISTED, MAX_REPLICAS, MAX_STRIPES
 from .errors import ExistsError, ProtocolError, SessionError, StaleEpochError, job_error, lost_of, session_error
 from .jobs import CODECS, Codec, Verdict, open_source
-from .layer import Layer, Receipt
+from .layer import Layer, Receipt, settled
 from .options import plain
 from .relay import Relay
 from .security import Security
@@ -171,6 +171,10 @@ class Client:
         doing = f"{what} session {id.hex()}"
         try:
             state = self._call(doing, "CreateSession", request, session_pb2.CreateSessionResponse).state
+            if any(layer.arithmetic == "auto" for layer in layers):
+                layers = _took(doing, layers, state)
+                del config.layers[:]
+                config.layers.extend(layer.to_proto() for layer in layers)
             return Session(self._holder, id, config, layers, state, timeout=self.timeout, codec=codec, keep=keep, owner=self)
         except BaseException as e:
             if not isinstance(e, ExistsError):
@@ -437,6 +441,14 @@ def _id(session: bytes | str) -> bytes:
     if len(id) != 16:
         raise ValueError(f"session {id.hex()!r} has {len(id)} bytes, an id has 16")
     return id
+
+
+def _took(doing: str, layers: tuple[Layer, ...], state: session_pb2.SessionState) -> tuple[Layer, ...]:
+    """The layers with the arithmetic that the coordinator has taken."""
+    made = settled(layers, [Layer.from_proto(layer) for layer in state.config.layers])
+    if len(made) != len(layers) or any(layer.arithmetic == "auto" for layer in made):
+        raise ProtocolError(f"{doing}: the coordinator does not say in which arithmetic the layers are")
+    return made
 
 
 def _text(name: str, value: str) -> str:

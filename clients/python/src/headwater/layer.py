@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +22,15 @@ STORAGE: dict[Storage, worker_pb2.StorageType] = {
     "bf16": worker_pb2.STORAGE_TYPE_BF16,
     "int8": worker_pb2.STORAGE_TYPE_I8,
 }
-Arithmetic = Literal["chain", "tiles", "tiles-bf16"]
-"""The order of operations of attention's products. tiles is for bf16 and as exact as chain, tiles-bf16 is lossy."""
+Arithmetic = Literal["chain", "tiles", "tiles-bf16", "auto"]
+"""The order of operations of attention's products. tiles is for bf16 and as exact as chain, tiles-bf16 is lossy. auto leaves it to
+the coordinator, which takes tiles for bf16 if every worker that is to hold the session has a matrix unit, else chain."""
 
 ARITHMETIC: dict[Arithmetic, worker_pb2.Arithmetic] = {
     "chain": worker_pb2.ARITHMETIC_UNSPECIFIED,
     "tiles": worker_pb2.ARITHMETIC_TILES,
     "tiles-bf16": worker_pb2.ARITHMETIC_TILES_BF16,
+    "auto": worker_pb2.ARITHMETIC_AUTO,
 }
 # What users of NumPy and PyTorch call them.
 _NAMES: dict[str, Storage] = {"float32": "f32", "float16": "f16", "half": "f16", "bfloat16": "bf16"}
@@ -78,7 +80,8 @@ class Layer:
     softcap       cap of the scores; 0 is none
     alibi_slopes  a slope for each query head; empty is none
     sinks         a logit for each query head, counted once in the denominator; empty is none
-    arithmetic    "chain", or for bf16 "tiles", which is as exact, or "tiles-bf16", which is lossy. It never changes
+    arithmetic    "chain", or for bf16 "tiles", which is as exact, or "tiles-bf16", which is lossy. It never changes. "auto" leaves
+                  it to the coordinator: a session's layers have the one that it has taken
     stripes       in how many stripes the cluster holds each group; 1 is whole. It changes no bit. A layer with window_left has 1
     """
 
@@ -129,6 +132,8 @@ class Layer:
             raise ValueError(f"softcap is {self.softcap}, not at least 0")
         if self.arithmetic not in ARITHMETIC:
             raise ValueError(f"arithmetic is {self.arithmetic!r}, not one of {', '.join(ARITHMETIC)}")
+        if self.arithmetic == "auto" and self.storage != "bf16":
+            put("arithmetic", "chain")  # there is no other
         if self.arithmetic != "chain" and self.storage != "bf16":
             raise ValueError(f"arithmetic {self.arithmetic} takes keys and values stored as bf16, not as {self.storage}")
         put("stripes", options.whole("stripes", self.stripes, 1, constants.MAX_STRIPES))
@@ -162,7 +167,7 @@ class Layer:
     def from_proto(p: session_pb2.SessionLayer) -> Layer:
         """Reads what to_proto makes; a ProtocolError says that it is no layer."""
         names = {number: name for name, number in STORAGE.items()}
-        arithmetics = {number: name for name, number in ARITHMETIC.items()} | {worker_pb2.ARITHMETIC_CHAIN: "chain"}
+        arithmetics = {number: name for name, number in ARITHMETIC.items() if name != "auto"} | {worker_pb2.ARITHMETIC_CHAIN: "chain"}
         if p.arithmetic not in arithmetics:
             raise ProtocolError(f"a layer of arithmetic {p.arithmetic}, which this client does not know")
         if arithmetics[p.arithmetic] != "chain":
@@ -177,6 +182,11 @@ class Layer:
             )  # fmt: skip
         except ValueError as e:
             raise ProtocolError(f"a layer that can't be: {e}") from e
+
+
+def settled(asked: Sequence[Layer], told: Sequence[Layer]) -> tuple[Layer, ...]:
+    """asked, where layers that leave their arithmetic to a coordinator have that of told, if it is one that a coordinator takes."""
+    return tuple(replace(a, arithmetic=t.arithmetic) if a.arithmetic == "auto" and t.arithmetic != "tiles-bf16" else a for a, t in zip(asked, told))
 
 
 @dataclass(frozen=True)

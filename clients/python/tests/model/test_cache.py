@@ -215,6 +215,24 @@ def test_it_is_held_in_stripes(model: Any, client: headwater.Client, tmp_path: P
     assert not client.sessions().sessions
 
 
+def test_auto_is_one_arithmetic_for_all_rows(model: Any, client: headwater.Client, tmp_path: Path) -> None:
+    ids = prompt(2)["input_ids"]
+    with headwater.Cache(client, model, storage="bf16", arithmetic="auto") as cache:
+        want = forward(model, cache, ids[:, :40])
+        taken = {layer.arithmetic for s in cache.sessions for layer in s.layers}
+        assert len(taken) == 1 and taken <= {"chain", "tiles"}
+        cache.save(tmp_path / "rows")
+        with cache.fork() as fork:
+            more = forward(model, fork, ids[:, 40:50])
+    for options in ({"arithmetic": "auto"}, {"arithmetic": taken.pop()}):
+        with headwater.Cache.load(client, model, tmp_path / "rows", storage="bf16", **options) as cache:
+            assert (forward(model, cache, ids[:, 40:50]) == more).all()
+        with headwater.Cache(client, model, storage="bf16", **options) as cache:
+            assert (forward(model, cache, ids[:, :40]) == want).all()
+    with pytest.raises(ValueError, match="stored in another way"):
+        headwater.Cache.load(client, model, tmp_path / "rows", storage="bf16", arithmetic="tiles-bf16")
+
+
 def test_another_takes_it_up(model: Any, client: headwater.Client) -> None:
     ids = prompt(2)["input_ids"]
     cache = headwater.Cache(client, model)

@@ -98,7 +98,8 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
     cluster      a Client, or what headwater.local() gives
     model        the model that it is for, with attention "headwater"
     storage      how keys and values are stored; by default as the model has them
-    arithmetic   "chain", or if keys and values are stored as bf16 "tiles" or, which is lossy, "tiles-bf16"
+    arithmetic   "chain", or if keys and values are stored as bf16 "tiles" or, which is lossy, "tiles-bf16"; "auto" leaves it to the
+                 coordinator, once for all rows
     tokens       ids [batch, tokens] or [tokens] of a prompt: what the cluster has of it already need not be computed again
     padding      the prompt's attention_mask [batch, tokens], with padding at the left alone
     share        whether rows begin with what the cluster has of their tokens, and leave theirs to others. Tokens are told with
@@ -208,7 +209,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         forks = {held: held.fork() for held in distinct(self._rows)}
         child._live.update(forks.values())
         child._rows = [Row(forks[row.held], row.padding) for row in self._rows]
-        child._columns, child._fresh = self._columns, self._fresh
+        child._columns, child._fresh, child._layers = self._columns, self._fresh, self._layers
         return child
 
     def receipt(self) -> str:
@@ -249,7 +250,9 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
         if state.model and self.shares and state.model != self._open["model"]:
             raise ValueError("the rows are another model's: its weights or its config were others")
         for row in state.rows:
-            if [replace(layer, stripes=1) for layer in row.held.session.layers] != self._layers:  # in how many stripes they are held changes no bit
+            made = [replace(layer, stripes=1) for layer in row.held.session.layers]  # in how many stripes they are held changes no bit
+            self._layers = list(layers.settled(self._layers, made))
+            if made != self._layers:
                 raise ValueError("the rows are those of another model, or stored in another way: their layers are others")
             lengths = {row.held.session.length(i) for i in range(len(self._layers))}
             if lengths != {row.held.length}:
@@ -396,6 +399,7 @@ class Cache(transformers.Cache, hooks.Told):  # type: ignore[misc]
             held = None if tokens is None else by_tokens.get((n, tuple(tokens)))
             if held is None:
                 session = self._client.open(self._layers, tokens=tokens if tokens and self.shares else (), **self._open)
+                self._layers = [replace(layer, stripes=1) for layer in session.layers]
                 held = Held(session, session.prefix, [] if tokens is None else tokens[: session.prefix])
                 self._live.add(held)
                 if tokens is not None:

@@ -74,7 +74,7 @@ class SubmitResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., send: bool = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "key", "name", "state", "error", "error_code", "content_hash", "size_bytes", "kind", "created", "started", "ended", "attempts", "progress", "report", "result_sha256", "result_bytes", "codec", "crashes", "tenant")
+    __slots__ = ("id", "key", "name", "state", "error", "error_code", "content_hash", "size_bytes", "kind", "created", "started", "ended", "attempts", "progress", "report", "result_sha256", "result_bytes", "codec", "crashes", "tenant", "arithmetics")
     ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +95,7 @@ class Job(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     CRASHES_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETICS_FIELD_NUMBER: _ClassVar[int]
     id: str
     key: str
     name: str
@@ -115,7 +116,8 @@ class Job(_message.Message):
     codec: _worker_pb2.ContextCodec
     crashes: int
     tenant: str
-    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., error: _Optional[str] = ..., error_code: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., result_sha256: _Optional[str] = ..., result_bytes: _Optional[int] = ..., codec: _Optional[_Union[_worker_pb2.ContextCodec, str]] = ..., crashes: _Optional[int] = ..., tenant: _Optional[str] = ...) -> None: ...
+    arithmetics: _containers.RepeatedScalarFieldContainer[_worker_pb2.Arithmetic]
+    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., error: _Optional[str] = ..., error_code: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., result_sha256: _Optional[str] = ..., result_bytes: _Optional[int] = ..., codec: _Optional[_Union[_worker_pb2.ContextCodec, str]] = ..., crashes: _Optional[int] = ..., tenant: _Optional[str] = ..., arithmetics: _Optional[_Iterable[_Union[_worker_pb2.Arithmetic, str]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("loaded_bytes", "load_bytes", "units_done", "units", "phase")
@@ -240,7 +242,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("name", "version", "protocol", "workers", "jobs", "started", "panics", "tenants")
+    __slots__ = ("name", "version", "protocol", "workers", "jobs", "started", "panics", "tenants", "auto_arithmetic")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +251,7 @@ class StatusResponse(_message.Message):
     STARTED_FIELD_NUMBER: _ClassVar[int]
     PANICS_FIELD_NUMBER: _ClassVar[int]
     TENANTS_FIELD_NUMBER: _ClassVar[int]
+    AUTO_ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     protocol: str
@@ -257,7 +260,8 @@ class StatusResponse(_message.Message):
     started: _timestamp_pb2.Timestamp
     panics: int
     tenants: _containers.RepeatedCompositeFieldContainer[TenantStatus]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[StateCount, _Mapping]]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., panics: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ...) -> None: ...
+    auto_arithmetic: _worker_pb2.Arithmetic
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., protocol: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[StateCount, _Mapping]]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., panics: _Optional[int] = ..., tenants: _Optional[_Iterable[_Union[TenantStatus, _Mapping]]] = ..., auto_arithmetic: _Optional[_Union[_worker_pb2.Arithmetic, str]] = ...) -> None: ...
 
 class TenantStatus(_message.Message):
     __slots__ = ("tenant", "limit", "used")

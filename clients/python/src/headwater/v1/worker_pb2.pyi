@@ -29,6 +29,7 @@ class Arithmetic(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ARITHMETIC_CHAIN: _ClassVar[Arithmetic]
     ARITHMETIC_TILES: _ClassVar[Arithmetic]
     ARITHMETIC_TILES_BF16: _ClassVar[Arithmetic]
+    ARITHMETIC_AUTO: _ClassVar[Arithmetic]
 
 class Weight(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -75,6 +76,7 @@ ARITHMETIC_UNSPECIFIED: Arithmetic
 ARITHMETIC_CHAIN: Arithmetic
 ARITHMETIC_TILES: Arithmetic
 ARITHMETIC_TILES_BF16: Arithmetic
+ARITHMETIC_AUTO: Arithmetic
 WEIGHT_UNSPECIFIED: Weight
 WEIGHT_QUERY: Weight
 WEIGHT_KEY: Weight
