@@ -44,6 +44,15 @@ func TestSmallCases(t *testing.T) {
 	}
 }
 
+// TestWhoIsBeingTakenIsLeftAlone: a client takes its own session again, by the same lane, while a coordinator looks for missing copies. At
+// some moment one holder has the new epoch and the other one has not. That one is not lost, and no copy is made without it.
+func TestWhoIsBeingTakenIsLeftAlone(t *testing.T) {
+	again := Script{"A", []string{"open", "append", "attach"}}
+	if f := whole(t, Case{Drivers: []Script{again, maker}}); !f.Whole {
+		t.Errorf("not to the end: %v", f)
+	}
+}
+
 // TestWhatIsLeftOutMakesNoDifference explores cases with and without the orders of moves that are left out as alike: they come to the
 // same ends.
 func TestWhatIsLeftOutMakesNoDifference(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -35,7 +36,41 @@ func (w *World) finale() error {
 		}
 		return nil
 	}
-	return w.compareHolders(d.content)
+	if err := w.compareHolders(d.content); err != nil {
+		return err
+	}
+	return w.nobodyLeftOut()
+}
+
+// nobodyLeftOut compares the holders of the newest epoch with those on which the session was opened, if nothing has broken: they are still
+// there then.
+func (w *World) nobodyLeftOut() error {
+	if len(w.Faults) > 0 {
+		return nil
+	}
+	now := w.holders(w.check.acked.receipt.Session)
+	for _, name := range w.opened {
+		if !slices.Contains(now, name) {
+			return fmt.Errorf("nothing broke, and %s is left out: %v hold the session, which was opened on %v", name, now, w.opened)
+		}
+	}
+	return nil
+}
+
+// holders returns the names of the workers that tell the newest epoch of a session.
+func (w *World) holders(id [16]byte) (names []string) {
+	var newest *headwaterv1.Epoch
+	for _, p := range w.workers {
+		if s := p.told.has(id); s != nil && s.GetEpoch().GetCounter() >= newest.GetCounter() {
+			newest = s.GetEpoch()
+		}
+	}
+	for _, p := range w.workers {
+		if s := p.told.has(id); s != nil && s.GetEpoch().GetCounter() == newest.GetCounter() && bytes.Equal(s.GetEpoch().GetLane(), newest.GetLane()) {
+			names = append(names, p.name)
+		}
+	}
+	return names
 }
 
 // deliverAll lets all messages through in their order until a driver's script has ended.
@@ -54,18 +89,13 @@ func (w *World) deliverAll(d *driver) error {
 // compareHolders compares what each holder of the newest epoch exports with a content.
 func (w *World) compareHolders(content string) error {
 	id := w.check.acked.receipt.Session
-	var newest *headwaterv1.Epoch
-	for _, p := range w.workers {
-		if s := p.told.has(id); s != nil && s.GetEpoch().GetCounter() >= newest.GetCounter() {
-			newest = s.GetEpoch()
-		}
-	}
+	newest := w.holders(id)
 	held := make([]int, groups)
 	for _, p := range w.workers {
-		s := p.told.has(id)
-		if s == nil || s.GetEpoch().GetCounter() != newest.GetCounter() || !bytes.Equal(s.GetEpoch().GetLane(), newest.GetLane()) {
+		if !slices.Contains(newest, p.name) {
 			continue
 		}
+		s := p.told.has(id)
 		got, err := w.export(p, id)
 		if err != nil {
 			return err
@@ -81,7 +111,7 @@ func (w *World) compareHolders(content string) error {
 	}
 	for g, n := range held {
 		if n == 0 {
-			return fmt.Errorf("no holder of epoch %d has group %d of %q", newest.GetCounter(), g, content)
+			return fmt.Errorf("none of %v has group %d of %q", newest, g, content)
 		}
 	}
 	return nil

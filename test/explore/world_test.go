@@ -71,6 +71,7 @@ type World struct {
 	check   *checker
 	left    map[string]int // of the faults
 	began   time.Time
+	opened  []string // the workers on which the session was opened
 	moved   []string // the names of the moves made
 }
 
@@ -128,6 +129,7 @@ func newWorld(c Case) (*World, error) {
 			return w, err
 		}
 	}
+	w.opened = w.holders(w.check.acked.receipt.Session)
 	return w, nil
 }
 
