@@ -166,13 +166,18 @@ const (
 	Handshake        Reason = "handshake"         // TLS did not come about
 	Crowded          Reason = "crowded"           // too many that are to be refused are there
 	ManyConnections  Reason = "many_connections"  // its address has as many connections as one may have
+	AllConnections   Reason = "all_connections"   // all connections that there may be have calls
+	Silent           Reason = "silent"            // its connection was let in, and no call came in time
+	ManyCalls        Reason = "many_calls"        // as many calls are open as may be, or as its tenant may have
+	Metadata         Reason = "metadata"          // its call has too much of it
+	OtherTenant      Reason = "other_tenant"      // it names a session of another tenant, and is told that there is none
 	GossipPlain      Reason = "gossip_plain"      // its gossip is not encrypted, and gossip is here, or the other way round
 	GossipKey        Reason = "gossip_key"        // its gossip is encrypted with another key
 	GossipMalformed  Reason = "gossip_malformed"  // its gossip breaks a rule or a bound
 )
 
 // Reasons are all reasons.
-var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, Revoked, BadCertificate, WrongRole, WrongName, BadToken, BadCapability, WrongSession, Handshake, Crowded, ManyConnections, GossipPlain, GossipKey, GossipMalformed}
+var Reasons = []Reason{PlainText, NoCertificate, UnknownAuthority, Expired, Revoked, BadCertificate, WrongRole, WrongName, BadToken, BadCapability, WrongSession, Handshake, Crowded, ManyConnections, AllConnections, Silent, ManyCalls, Metadata, OtherTenant, GossipPlain, GossipKey, GossipMalformed}
 
 // Error is why a certificate is refused.
 type Error struct {

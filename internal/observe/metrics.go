@@ -113,7 +113,7 @@ var (
 	OpenCalls      = Metric{Name: "headwater_open_calls", Kind: Gauge, Who: Both, Help: "Calls that are open, lanes and job streams in them."}
 	OpenConns      = Metric{Name: "headwater_open_connections", Kind: Gauge, Who: Both, Help: "Connections of clients and coordinators."}
 
-	PeersRefused       = Metric{Name: "headwater_peers_refused_total", Kind: Counter, Who: Both, Label: "reason", Of: refusals(), Help: "What was refused of peers for who they are: connections, calls, and messages of gossip, by reason."}
+	PeersRefused       = Metric{Name: "headwater_peers_refused_total", Kind: Counter, Who: Both, Label: "reason", Of: refusals(), Help: "What was refused of peers: connections, calls, and messages of gossip, by reason."}
 	CertificateExpires = Metric{Name: "headwater_certificate_expires_timestamp_seconds", Kind: Gauge, Who: Both, Help: "When the process's certificate expires, in seconds since 1970; 0 without one."}
 
 	QuotaRefusals  = Metric{Name: "headwater_coordinator_quota_refusals_total", Kind: Counter, Who: OfCoordinator, Label: "quota", Of: quotas(), Help: "Calls and steps that were refused for a tenant's limit, by what it bounds: by all workers since they started, and jobs by this coordinator."}

@@ -21,7 +21,7 @@ func (r *Registry) ReadProcess(version string, flight *rpc.Flight, security *rpc
 	r.Read([]*Metric{&PeersRefused, &CertificateExpires}, func(emit Emit) {
 		refused := security.Refused()
 		for _, reason := range certs.Reasons {
-			emit(&PeersRefused, float64(refused[reason]), string(reason))
+			emit(&PeersRefused, float64(refused[reason]+flight.Refused(reason)), string(reason))
 		}
 		expires := float64(0)
 		if at := security.Expires(); !at.IsZero() {

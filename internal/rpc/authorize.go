@@ -58,12 +58,42 @@ func authorize(own, role certs.Role, method string) error {
 	return fmt.Errorf("%s of a %s is for %s, and the caller's certificate is that of a %s", strings.Trim(at, "/"), own, strings.Join(words, ", "), role)
 }
 
-// guard refuses calls of strangers, and those that a caller's role may not make, before a byte of them is read.
-func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, error) {
+// begins notes that a call has come on a connection, and refuses one with too much metadata.
+func (s *Security) begins(ctx context.Context, call *tap.Info) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return ctx, status.Error(codes.Unauthenticated, "the call has no peer")
+		return status.Error(codes.Unauthenticated, "the call has no peer")
 	}
+	if counted, ok := p.AuthInfo.(connInfo); ok {
+		counted.conn.called.Store(true)
+	} else if c := callerOf(p); c.conn != nil {
+		c.conn.called.Store(true)
+	}
+	n := len(call.FullMethodName)
+	for name, values := range call.Header {
+		for _, value := range values {
+			n += len(name) + len(value) + headerBytes
+		}
+	}
+	if n <= maxHeaderBytes {
+		return nil
+	}
+	err := status.Errorf(codes.ResourceExhausted, "the call has %d bytes of metadata, and at most %d are allowed", n, maxHeaderBytes)
+	if s != nil {
+		s.refuse(p.Addr.String(), certs.Metadata, err.Error())
+	}
+	return err
+}
+
+// headerBytes is what a header counts beside its name and value (RFC 9113, section 6.5.2).
+const headerBytes = 32
+
+// guard refuses calls of strangers, and those that a caller's role may not make, before a byte of them is read.
+func (s *Security) guard(ctx context.Context, call *tap.Info) (context.Context, error) {
+	if err := s.begins(ctx, call); err != nil {
+		return ctx, err
+	}
+	p, _ := peer.FromContext(ctx)
 	own := s.current().Holder.Role
 	c := callerOf(p)
 	token, shown := tokenOf(call.Header)
@@ -122,7 +152,9 @@ func callerOf(p *peer.Peer) caller {
 // serverOptions are the options of a server by its security. One without certificates says of each call that anyone may make it.
 func (s *Security) serverOptions() []grpc.ServerOption {
 	if !s.secured() {
-		return []grpc.ServerOption{grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) { return As(ctx, Anyone), nil })}
+		return []grpc.ServerOption{grpc.InTapHandle(func(ctx context.Context, call *tap.Info) (context.Context, error) {
+			return As(ctx, Anyone), s.begins(ctx, call)
+		})}
 	}
 	return []grpc.ServerOption{grpc.Creds(serverCredentials{s}), grpc.InTapHandle(s.guard)}
 }

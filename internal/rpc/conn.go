@@ -3,17 +3,24 @@ package rpc
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"headwater.example/internal/certs"
 )
 
 // serverConn is a connection of a server that a Flight counts.
 type serverConn struct {
 	net.Conn
-	f *Flight
+	f      *Flight
+	called atomic.Bool // a call has come
+	left   atomic.Bool // the peer has closed it
 
 	// The flight's lock guards what follows.
 	shares map[*Share]struct{} // calls that are open, or whose answers are not yet written
@@ -22,9 +29,22 @@ type serverConn struct {
 	leave  func() // that it is closed counts for its address; nil does not
 }
 
-// Close closes the connection, and gives back what its calls held that have ended.
+// Read reads, and notes the end.
+func (c *serverConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)) {
+		c.left.Store(true)
+	}
+	return n, err
+}
+
+// Close closes the connection, and gives back what its calls held that have ended. One that this end closes, though no call has come on it
+// and the peer has not left, has been silent or was too slow.
 func (c *serverConn) Close() error {
 	c.f.mu.Lock()
+	if !c.closed && !c.called.Load() && !c.left.Load() {
+		c.f.refused[certs.Silent]++
+	}
 	if !c.closed && c.leave != nil {
 		defer c.leave()
 	}
@@ -56,6 +76,7 @@ func (f *Flight) admit(conn net.Conn) (*serverConn, error) {
 				f.full = true
 				f.cfg.Logger.Error("connections are refused: all that are allowed have calls", "connections", len(f.conns))
 			}
+			f.refused[certs.AllConnections]++
 			f.mu.Unlock()
 			return nil, errConns
 		}
@@ -65,7 +86,8 @@ func (f *Flight) admit(conn net.Conn) (*serverConn, error) {
 	f.mu.Unlock()
 	if oldest != nil {
 		f.cfg.Logger.Warn("idle connection closed: there are as many as are allowed", "connections", f.cfg.Conns, "peer", oldest.RemoteAddr().String())
-		_ = oldest.Close() // It is closed either way.
+		oldest.left.Store(true) // or is to
+		_ = oldest.Close()      // It is closed either way.
 	}
 	return c, nil
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"headwater.example/internal/certs"
 	"headwater.example/internal/turns"
 )
 
@@ -65,6 +66,7 @@ type Flight struct {
 	shares  map[*Share]struct{}
 	tenants map[string]int // calls that are open, by tenant
 	conns   map[*serverConn]struct{}
+	refused map[certs.Reason]uint64
 	full    bool  // connections are refused
 	peak    int64 // the most bytes in flight since Settle
 }
@@ -129,7 +131,7 @@ func NewFlight(cfg FlightConfig) *Flight {
 	}
 	f := &Flight{
 		cfg: cfg, origins: origins{most: cfg.PerAddress, open: make(map[netip.Prefix]int)},
-		shares: make(map[*Share]struct{}), tenants: make(map[string]int), conns: make(map[*serverConn]struct{}),
+		shares: make(map[*Share]struct{}), tenants: make(map[string]int), conns: make(map[*serverConn]struct{}), refused: make(map[certs.Reason]uint64),
 	}
 	for d := range f.lots {
 		f.lots[d].queue.Quantum = turnBytes
@@ -155,6 +157,20 @@ func (f *Flight) State() FlightState {
 		Received: in.used, Answers: out.used, Reserved: in.reserved + out.reserved, Peak: f.peak,
 		Waiting: in.queue.Len() + out.queue.Len(), Calls: len(f.shares), Conns: len(f.conns),
 	}
+}
+
+// Count counts what was refused of a peer.
+func (f *Flight) Count(reason certs.Reason) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refused[reason]++
+}
+
+// Refused returns how much was refused of peers for a reason, beside what Security.Refused counts.
+func (f *Flight) Refused(reason certs.Reason) uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.refused[reason]
 }
 
 // Settle lets the peak be what is in flight now.
@@ -197,9 +213,11 @@ func (f *Flight) open(conn *serverConn, tenant string, cancel context.CancelCaus
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.cfg.Streams > 0 && len(f.shares) >= f.cfg.Streams {
+		f.refused[certs.ManyCalls]++
 		return nil, status.Errorf(codes.ResourceExhausted, "%d calls are open, the most that are allowed: end one, or use one lane for several sessions", len(f.shares))
 	}
 	if most := f.cfg.Streams / tenantPart; tenant != "" && most > 0 && f.tenants[tenant] >= most {
+		f.refused[certs.ManyCalls]++
 		return nil, status.Errorf(codes.ResourceExhausted, "tenant %s has %d calls open, the most that one may have here: end one, or use one lane for several sessions", tenant, most)
 	}
 	s := &Share{f: f, conn: conn, tenant: tenant, cancel: cancel, moved: time.Now()}

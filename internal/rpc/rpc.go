@@ -59,7 +59,8 @@ const (
 	// maxReceiveBytes is what gRPC reads of a message, so that a lane's message that is too large is refused by name. Beyond it
 	// gRPC ends the call itself.
 	maxReceiveBytes = 2 * MaxMessageBytes
-	// maxHeaderBytes bounds the metadata of a call.
+	// maxHeaderBytes bounds the metadata of a call. What is beyond is refused by name, and gRPC refuses what is beyond twice that, which
+	// it does not tell.
 	maxHeaderBytes = 64 << 10
 )
 
@@ -97,7 +98,7 @@ func ServerOptions(options ...ServerOption) []grpc.ServerOption {
 		grpc.ForceServerCodecV2(MessageCodec{}),
 		grpc.ConnectionTimeout(connectTimeout),
 		grpc.MaxRecvMsgSize(maxReceiveBytes),
-		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxHeaderListSize(2 * maxHeaderBytes),
 		grpc.MaxSendMsgSize(MaxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveTime / 2, PermitWithoutStream: true}),

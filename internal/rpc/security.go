@@ -253,6 +253,7 @@ func (s *Security) current() *certs.Own {
 		}
 		return s.own
 	}
+	s.auditTenants(table)
 	s.files, s.own, s.tenants, s.trouble = files, own, table, ""
 	clear(s.verifiedOnes)
 	s.cfg.Logger.Info("certificates were read again", "folder", s.cfg.Folder, "holder", own.Holder.String(), "expires", own.Expires(), "authorities", own.Trust.String())
@@ -262,6 +263,19 @@ func (s *Security) current() *certs.Own {
 		}
 	}
 	return s.own
+}
+
+// auditTenants logs who was added to the file of tenants, removed from it or changed in it, as Audit does. The lock is held.
+func (s *Security) auditTenants(now *tenants.Table) {
+	if now == nil {
+		return
+	}
+	changes := now.Since(s.tenants)
+	if !changes.Any() {
+		return
+	}
+	s.cfg.Logger.Info("tenants have changed", "audit", true, "by", "file "+s.cfg.Tenants,
+		"added", changes.Added, "removed", changes.Removed, "tokens_of", changes.Tokens, "admins", changes.Admin, "limits_of", changes.Limits)
 }
 
 // doubtful says why a connection that was good is not any more; "" if it is. The lock is held.

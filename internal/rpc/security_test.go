@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -531,6 +532,9 @@ func TestATokenStandsForACertificate(t *testing.T) {
 	}
 	if err := ask(hers); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("a token that was rotated: %v", err)
+	}
+	if want := fmt.Sprintf(`msg="tenants have changed" audit=true by="file %s" added=[] removed=[] tokens_of=[ann] admins=[] limits_of=[]`, file); !strings.Contains(said.String(), want) {
+		t.Errorf("the audit log is %s", said.String())
 	}
 	for _, token := range []string{ann, ops, tenants.Hash(ann), tenants.Hash(ops)} {
 		if strings.Contains(said.String(), token) {

@@ -28,6 +28,8 @@ type securedConn struct {
 	chain []*x509.Certificate // the peer's; nil if it has shown none
 	timer *time.Timer         // ends it
 	ended atomic.Bool
+	// called says of a stranger's connection that a call has come on it, or that it was refused before.
+	called atomic.Bool
 
 	// The security's lock guards what follows.
 	stranger bool                // it is to be refused, unless it shows a token or a capability
@@ -65,6 +67,9 @@ func (c *securedConn) end() {
 	}
 	c.s.mu.Unlock()
 	if stranger {
+		if !c.called.Load() {
+			c.s.refuse(c.RemoteAddr().String(), certs.Silent, "it shows no certificate, and no call of it came in time")
+		}
 		_ = c.Close() // It is closed either way.
 		return
 	}
@@ -248,7 +253,7 @@ func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	}
 	key := capability.KeyOf(state.PeerCertificates[0])
 	if capability.IsKey(state.PeerCertificates) && c.s.takesCapabilities() {
-		return c.admit(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows neither a certificate of the cluster's authority nor a capability"}, &key)
+		return c.admit(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows neither a certificate of the cluster's authority nor a capability"}, &key, false)
 	}
 	holder, refusal := c.s.verify(state.PeerCertificates)
 	if refusal != nil {
@@ -267,7 +272,7 @@ const (
 // stranger lets a connection in for a moment, to be told why it is refused. It is none of those that a Flight counts.
 func (c serverCredentials) stranger(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
 	c.s.refuse(conn.RemoteAddr().String(), why.Reason, why.Why)
-	return c.admit(conn, why, nil)
+	return c.admit(conn, why, nil, true)
 }
 
 // nameless lets in a connection by TLS without a certificate: its calls may show tokens. Without one in time it is a stranger's.
@@ -275,10 +280,11 @@ func (c serverCredentials) nameless(conn net.Conn, why *certs.Error) (net.Conn, 
 	if !c.s.takesTokens() {
 		return c.stranger(conn, why)
 	}
-	return c.admit(conn, why, nil)
+	return c.admit(conn, why, nil, false)
 }
 
-func (c serverCredentials) admit(conn net.Conn, why *certs.Error, key *[sha256.Size]byte) (net.Conn, credentials.AuthInfo, error) {
+// admit lets in a connection of a stranger, which was refused already, or is one unless a call of it shows who it is.
+func (c serverCredentials) admit(conn net.Conn, why *certs.Error, key *[sha256.Size]byte, refused bool) (net.Conn, credentials.AuthInfo, error) {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -288,6 +294,7 @@ func (c serverCredentials) admit(conn net.Conn, why *certs.Error, key *[sha256.S
 	}
 	s.crowd++
 	made := &securedConn{Conn: conn, s: s, stranger: true}
+	made.called.Store(refused)
 	made.timer = time.AfterFunc(strangerTimeout, made.end)
 	return made, caller{AuthInfo: plainInfo(), refusal: why, conn: made, key: key}, nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"headwater.example/internal/certs"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
@@ -256,6 +257,7 @@ func (s *Service) admit(ctx context.Context, id kvcache.SessionID) error {
 		return nil
 	}
 	if err := s.m.Store.Admit(id, caller.Owns); err != nil {
+		s.m.Flight.Count(certs.OtherTenant)
 		return refusal(err)
 	}
 	return nil
