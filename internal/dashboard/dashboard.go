@@ -51,6 +51,7 @@ const (
 type Dashboard struct {
 	cluster Cluster
 	log     *slog.Logger
+	open    bool // there are no logins
 	mux     *http.ServeMux
 
 	mu      sync.Mutex // guards what follows
@@ -77,7 +78,7 @@ type Access struct {
 
 // New makes a dashboard. Close ends it.
 func New(cluster Cluster, access Access, log *slog.Logger) *Dashboard {
-	d := &Dashboard{cluster: cluster, log: log, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}, poke: make(chan struct{}, 1)}
+	d := &Dashboard{cluster: cluster, log: log, open: access.Logins == nil, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}, poke: make(chan struct{}, 1)}
 	in := newDoors(access, log)
 	d.mux.HandleFunc("GET /{$}", in.inside(page("index.html")))
 	d.mux.HandleFunc("GET /login", page("login.html"))
@@ -109,7 +110,11 @@ func (d *Dashboard) end(what string, do func(context.Context, string) error) htt
 		if err == nil {
 			err = do(r.Context(), id)
 		}
-		d.log.Warn("a user of the dashboard ends a job or session", "user", user.Name, what, id, "error", err)
+		by := "user " + user.Name
+		if d.open {
+			by = "anyone" // of this machine
+		}
+		d.log.Warn("a user of the dashboard ends a job or session", "audit", true, "by", by, "user", user.Name, "peer", r.RemoteAddr, what, id, "error", err)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusUnprocessableEntity)
 			return

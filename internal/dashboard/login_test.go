@@ -21,6 +21,12 @@ import (
 // keyed serves a dashboard with logins by TLS: those of the users by their tokens, which are their names.
 func keyed(t *testing.T, c Cluster, lines ...string) *httptest.Server {
 	t.Helper()
+	return keyedAs(t, c, slog.New(slog.DiscardHandler), lines...)
+}
+
+// keyedAs is keyed with a log.
+func keyedAs(t *testing.T, c Cluster, log *slog.Logger, lines ...string) *httptest.Server {
+	t.Helper()
 	var text strings.Builder
 	for _, line := range lines {
 		name, rest, _ := strings.Cut(line, " ")
@@ -31,7 +37,7 @@ func keyed(t *testing.T, c Cluster, lines ...string) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return securely(t, New(c, Access{Logins: logins, Secure: true}, slog.New(slog.DiscardHandler)))
+	return securely(t, New(c, Access{Logins: logins, Secure: true}, log))
 }
 
 // securely serves a dashboard by TLS until the test ends.
@@ -207,7 +213,8 @@ func TestALoginIsACookieThatEndsWithIt(t *testing.T) {
 
 func TestOnlyAnAdminsPageEndsSomething(t *testing.T) {
 	f := &fake{}
-	s := keyed(t, f, "alice admin", "victor viewer", "tara admin tenant=t")
+	var logged bytes.Buffer
+	s := keyedAs(t, f, slog.New(slog.NewTextHandler(&logged, nil)), "alice admin", "victor viewer", "tara admin tenant=t")
 	alice, victor, tara := enters(t, s, "alice"), enters(t, s, "victor"), enters(t, s, "tara")
 	f.maps = func(session string) (*Map, error) { return &Map{Session: session, Tenant: session[:1]}, nil }
 	for _, c := range []struct {
@@ -234,6 +241,16 @@ func TestOnlyAnAdminsPageEndsSomething(t *testing.T) {
 	}
 	if want := []string{"session t1", "job j", "session u2"}; !slices.Equal(f.ended, want) {
 		t.Errorf("ended were %v, want %v", f.ended, want)
+	}
+	s.Close() // so that nothing is logged any more
+	text := logged.String()
+	for _, want := range []string{`audit=true by="user tara" user=tara peer=127.0.0.1:`, `session=t1 error=<nil>`, `session=u1 error="session u1 is another tenant's`, `by="user alice"`, `job=j error=<nil>`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the audit log lacks %s:\n%s", want, text)
+		}
+	}
+	if n := strings.Count(text, "audit=true"); n != 5 {
+		t.Errorf("%d lines are of the audit log, want 5:\n%s", n, text)
 	}
 }
 
