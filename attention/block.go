@@ -39,6 +39,7 @@ type block struct {
 	partBias             [PageLen]float32
 	partMask             [PageLen]byte
 	ahead                asks // the argument of scores and accumulate
+	lead                 bool // they prefetch what they are about to read
 }
 
 // enter takes up a call whose blocks have at most that many rows, and sees to it that there is room for them.

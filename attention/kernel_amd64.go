@@ -10,11 +10,17 @@ var kernels = func() []kernel {
 	var all []kernel
 	if processor.Has(processor.AVX2, processor.FMA, processor.F16C, processor.BMI1) {
 		if processor.Has(processor.AVX512F, processor.AVX512BW, processor.AVX512DQ, processor.AVX512VL) {
-			avx512.oneStream = processor.AMD(processor.Zen5)
-			if processor.Tiles() == nil {
-				all = append(all, withMatrixUnit(&avx512))
+			v := &avx512
+			switch {
+			case processor.AMD(processor.Zen5):
+				v = &zen5
+			case processor.AMD(0):
+				v = &zen4
 			}
-			all = append(all, assembled("avx512", &avx512))
+			if processor.Tiles() == nil {
+				all = append(all, withMatrixUnit(v))
+			}
+			all = append(all, assembled("avx512", v))
 		}
 		all = append(all, assembled("avx2", &avx2))
 	}
@@ -29,7 +35,7 @@ func withMatrixUnit(v *vector) kernel {
 }
 
 var avx512 = vector{
-	streams:       4,
+	streams:       [...]int{4, 4, 4, 4},
 	tileRows:      [...]int{6, 10, 10, 10},
 	scores:        [...]scoresFunc{scores_f32_avx512, scores_f16_avx512, scores_bf16_avx512, scores_i8_avx512},
 	accumulate:    [...]accumulateFunc{accumulate_f32_avx512, accumulate_f16_avx512, accumulate_bf16_avx512, accumulate_i8_avx512},
@@ -53,8 +59,27 @@ var avx512 = vector{
 	tileValues:    tileValues_avx512,
 }
 
+// zen5 is avx512 as it prefetches best on Zen 5.
+var zen5 = func() vector {
+	v := avx512
+	v.oneStream = true
+	return v
+}()
+
+// zen4 is avx512 with tiles, and ways to prefetch, that suit Zen 4.
+var zen4 = func() vector {
+	v := avx512
+	v.streams, v.scales, v.tileRows = [...]int{1, 1, 1, 4}, true, [...]int{6, 6, 6, 6}
+	v.leadRows, v.leadApart, v.leadValues = [...]int{4, 1, 1, 0}, [...]int{4, 0, 0, 0}, 3
+	v.project = scores_f32_avx512
+	v.scores = [...]scoresFunc{scores_f32_zen4, scores_f16_zen4, scores_bf16_zen4, scores_i8_zen4}
+	v.accumulate = [...]accumulateFunc{accumulate_f32_zen4, accumulate_f16_zen4, accumulate_bf16_zen4, accumulate_i8_zen4}
+	v.tileScores, v.tileValues = tileScores_zen4, tileValues_zen4
+	return v
+}()
+
 var avx2 = vector{
-	streams:       4,
+	streams:       [...]int{4, 4, 4, 4},
 	scores:        [...]scoresFunc{scores_f32_avx2, scores_f16_avx2, scores_bf16_avx2, scores_i8_avx2},
 	accumulate:    [...]accumulateFunc{accumulate_f32_avx2, accumulate_f16_avx2, accumulate_bf16_avx2, accumulate_i8_avx2},
 	softmax:       softmax_avx2,

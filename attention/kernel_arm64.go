@@ -4,7 +4,7 @@ package attention
 var kernels = []kernel{assembled("neon", &neon), portable}
 
 var neon = vector{
-	streams:       1,
+	streams:       [...]int{1, 1, 1, 1},
 	scores:        [...]scoresFunc{scores_f32_neon, scores_f16_neon, scores_bf16_neon, scores_i8_neon},
 	accumulate:    [...]accumulateFunc{accumulate_f32_neon, accumulate_f16_neon, accumulate_bf16_neon, accumulate_i8_neon},
 	softmax:       softmax_neon,

@@ -292,7 +292,8 @@ func (l *tile) chains(ctx context.Context, t *Thread, x stripe, w []float32, col
 				if from < in {
 					ahead = l.prefetch(v, w[next*in+from:], in, n)
 				}
-				v.scores[storageIndex(tensor.F32)](&s[0], &rows[0], (*byte)(unsafe.Pointer(&l.w[0])), 4*stride, depth, n, 1, ahead)
+				scores, _ := v.projects()
+				scores(&s[0], &rows[0], (*byte)(unsafe.Pointer(&l.w[0])), 4*stride, depth, n, 1, ahead)
 			} else {
 				l.kernel.scores(s, rows, l.w, n, stride, depth)
 			}
@@ -309,10 +310,11 @@ func (l *tile) prefetch(v *vector, w []float32, in, n int) *uintptr {
 	if most == 0 {
 		return nil
 	}
-	for i := range v.streams {
-		l.ahead[i] = uintptr(unsafe.Pointer(&w[0])) + uintptr(i*PageLen/v.streams*4*in)
+	_, streams := v.projects()
+	for i := range streams {
+		l.ahead[i] = uintptr(unsafe.Pointer(&w[0])) + uintptr(i*PageLen/streams*4*in)
 	}
-	l.ahead[v.streams], l.ahead[v.streams+1], l.ahead[v.streams+2] = uintptr((n+most-1)/most), uintptr(4*(in-projectDepth)), 0
+	l.ahead[streams], l.ahead[streams+1], l.ahead[streams+2] = uintptr((n+most-1)/most), uintptr(4*(in-projectDepth)), 0
 	return &l.ahead[0]
 }
 

@@ -14,19 +14,22 @@ import (
 	"headwater.example/tensor"
 )
 
+// otherKernels are tested as kernels are, but nothing on this machine chooses them.
+var otherKernels []kernel
+
 // TestRoutines holds each routine in assembly against a plain statement of what it does. Each input and output has the
 // size that the routine may touch and not one byte more: it begins or ends where the memory does. What a routine must
 // not look at is NaN, and what it must not write is looked at afterwards.
 func TestRoutines(t *testing.T) {
 	skipIfRaced(t)
-	for i := range kernels {
-		v := kernels[i].vector
+	for _, k := range append(otherKernels, kernels...) {
+		v := k.vector
 		if v == nil {
 			continue
 		}
 		for j := range 300 {
 			r := &routines{guards: guards{t: t}, v: v, rnd: rand.New(rand.NewPCG(uint64(j), 3)), first: j%2 == 0}
-			r.what = fmt.Sprintf("%s, round %d", kernels[i].name, j)
+			r.what = fmt.Sprintf("%s, round %d", k.name, j)
 			for _, dt := range storages {
 				r.scores(dt)
 				r.accumulate(dt)
@@ -135,14 +138,14 @@ func (r *routines) scores(dt tensor.DType) {
 			want[i] = fma32(q[i/PageLen*stride+j], wide[j*PageLen+i%PageLen], want[i])
 		}
 	}
-	r.v.scores[storageIndex(dt)](&s[0], &q[0], &k[0], 4*stride, n, rows, carry, r.ahead())
+	r.v.scores[storageIndex(dt)](&s[0], &q[0], &k[0], 4*stride, n, rows, carry, r.ahead(dt))
 	for i := range s {
 		r.same(fmt.Sprintf("scores of %s, %d rows of %d", dt, rows, n), i, s[i], want[i])
 	}
 }
 
 // ahead returns what to ask memory for, or nothing: to ask is no access, wherever it points.
-func (r *routines) ahead() *uintptr {
+func (r *routines) ahead(dt tensor.DType) *uintptr {
 	if r.rnd.IntN(2) == 0 {
 		return nil
 	}
@@ -150,7 +153,7 @@ func (r *routines) ahead() *uintptr {
 	for i := range all {
 		all[i] = uintptr(r.rnd.Uint64())
 	}
-	all[r.v.streams+2] &= 1
+	all[r.v.streams[storageIndex(dt)]+2] &= 1
 	return &all[0]
 }
 
@@ -204,7 +207,7 @@ func (r *routines) accumulate(dt tensor.DType) {
 	if dt == tensor.BF16 {
 		rowBytes *= 2
 	}
-	r.v.accumulate[storageIndex(dt)](&o[0], &w[0], &v[0], 4*oStride, rowBytes, cols, rows, mask, pa, pb, r.ahead())
+	r.v.accumulate[storageIndex(dt)](&o[0], &w[0], &v[0], 4*oStride, rowBytes, cols, rows, mask, pa, pb, r.ahead(dt))
 	for i := range o {
 		r.same(fmt.Sprintf("accumulate %s, %d rows, %d vectors, positions %x", dt, rows, cols, mask), i, o[i], want[i])
 	}

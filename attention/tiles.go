@@ -149,13 +149,13 @@ func (b *block) vectorTileScores(s []float32, page []byte, from, to int, ahead *
 
 // goOn has what is asked for go on by what so many bytes of a tile asked for.
 func (b *block) goOn(bytes int) {
-	v := b.kernel.vector
-	if v.oneStream {
+	if b.kernel.vector.oneStream {
 		b.ahead[0] += uintptr(bytes)
 		return
 	}
-	for i := range v.streams {
-		b.ahead[i] += uintptr(bytes / v.streams)
+	streams := b.streams()
+	for i := range streams {
+		b.ahead[i] += uintptr(bytes / streams)
 	}
 }
 

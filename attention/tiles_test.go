@@ -192,14 +192,14 @@ func TestSplit(t *testing.T) {
 // TestTileRoutines holds the routines for tiles in assembly against the matrix unit's sums, as TestRoutines does.
 func TestTileRoutines(t *testing.T) {
 	skipIfRaced(t)
-	for i := range kernels {
-		v := kernels[i].vector
+	for _, k := range append(otherKernels, kernels...) {
+		v := k.vector
 		if v == nil {
 			continue
 		}
 		for j := range 300 {
 			r := &routines{guards: guards{t: t}, v: v, rnd: rand.New(rand.NewPCG(uint64(j), 4)), first: j%2 == 0}
-			r.what = fmt.Sprintf("%s, round %d", kernels[i].name, j)
+			r.what = fmt.Sprintf("%s, round %d", k.name, j)
 			r.split()
 			r.tileScores()
 			r.tileValues()
@@ -268,7 +268,7 @@ func (r *routines) tileScores() {
 		}
 		want[i] = matrixUnit(want[i], q[i/PageLen*stride:][:n], key)
 	}
-	r.v.tileScores(&s[0], &q[0], &k[0], 4*stride, n, rows, carry, r.ahead())
+	r.v.tileScores(&s[0], &q[0], &k[0], 4*stride, n, rows, carry, r.ahead(tensor.BF16))
 	for i := range s {
 		r.same(fmt.Sprintf("tile of scores, %d rows of %d, carry %d", rows, n, carry), i, s[i], want[i])
 	}
@@ -311,7 +311,7 @@ func (r *routines) tileValues() {
 			*sum = matrixUnit(*sum, weights, values)
 		}
 	}
-	r.v.tileValues(&o[0], &w[0], &v[0], 4*oStride, 2*2*vStride, cols, rows, lo, hi, carry, r.ahead())
+	r.v.tileValues(&o[0], &w[0], &v[0], 4*oStride, 2*2*vStride, cols, rows, lo, hi, carry, r.ahead(tensor.BF16))
 	for i := range o {
 		r.same(fmt.Sprintf("tile of values, %d rows, %d vectors, positions %d to %d", rows, cols, lo, hi), i, o[i], want[i])
 	}

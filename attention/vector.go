@@ -9,6 +9,7 @@ import (
 
 // These write assembly for all architectures, so they stand where none is left out.
 //go:generate sh -c "cd _gen && go run . -isa avx512 -out ../vector_avx512_amd64.s -stubs ../vector_avx512_amd64.go -pkg attention"
+//go:generate sh -c "cd _gen && go run . -isa zen4 -out ../vector_zen4_amd64.s -stubs ../vector_zen4_amd64.go -pkg attention"
 //go:generate sh -c "cd _gen && go run . -isa avx2 -out ../vector_avx2_amd64.s -stubs ../vector_avx2_amd64.go -pkg attention"
 //go:generate sh -c "cd _gen && go run ./arm64 -out ../vector_neon_arm64.s -stubs ../vector_neon_arm64.go"
 //go:generate sh -c "cd _gen && go run ./amx -out ../internal/amx/multiply_amd64.s -stubs ../internal/amx/multiply_amd64.go"
@@ -17,7 +18,7 @@ import (
 const maxStreams = 4
 
 // asks is what scores and accumulate are told of memory to prefetch: the streams' addresses, and what scoresFunc says.
-type asks [maxStreams + 3]uintptr
+type asks [maxStreams + 4]uintptr
 
 // vectorLen is the elements that assembly reads and writes at once, at most: rows of parts, and their number, are padded
 // to it.
@@ -25,12 +26,20 @@ const vectorLen = 16
 
 // vector is a kernel in assembly. Pointers are to the first elements of what the comments name; strides are in bytes.
 type vector struct {
-	// streams is how many streams of memory scores and accumulate prefetch side by side, at most maxStreams.
-	streams int
+	// streams is how many streams of memory scores and accumulate prefetch side by side, at most maxStreams, in the order of
+	// storageIndex.
+	streams [4]int
 	// oneStream has all tiles prefetch one stream, into the first cache: what the processor does best.
 	oneStream bool
 	// tileRows is how many rows the largest tile has, in the order of storageIndex. It is only needed if all tiles prefetch.
 	tileRows [4]int
+	// leadRows is, in the same order, up to how many rows a page is read best if the first tile of rows prefetches what it is about
+	// to read, as memory has it, and leaves it to the processor to see a stream in that; leadApart is the same where the next page
+	// lies elsewhere. leadValues is how many rows accumulate then takes at once. 0 is for those that always prefetch another page.
+	leadRows, leadApart [4]int
+	leadValues          int
+	// scales has scores prefetch the scales of the page.
+	scales bool
 	// scores and accumulate by storage type, in the order of storageIndex.
 	scores     [4]scoresFunc
 	accumulate [4]accumulateFunc
@@ -39,6 +48,8 @@ type vector struct {
 	// become bits such that all other weights are 0. Of a row that sees nothing it sets m to −Inf, l and nonzero to 0, and
 	// its s means nothing. An m of 0 may have either sign, on which nothing depends.
 	softmax, softmaxScaled func(s, kScale, vScale *float32, scale float32, rows int, visible *uint64, m, l *float32, nonzero *uint64)
+	// project, unless it is nil, is scores of float32 for projections, which prefetches in maxStreams streams.
+	project scoresFunc
 	// adjust takes a row of s [64] from q·k to its scores: times kScale [64] unless nil, times scale, the soft cap unless
 	// it is 0, ALiBi of slope unless nil at a distance from the page's first position, and bias [64] unless nil. It takes
 	// from the bits of visible what mask [64], unless nil, and bias hide. A position that is not visible may hold anything.
@@ -88,7 +99,7 @@ type (
 	// s. Meanwhile it prefetches as much memory as k has, in equal parts from each of the addresses ahead [streams] on,
 	// unless ahead is nil: in the first tile of rows, or in all of them. In the latter case ahead goes on: how many tiles
 	// there are, how many bytes each stream skips after every 512 of them, and whether there is one stream alone, from the first
-	// address, without skips.
+	// address, without skips, or, if the kernel has leadRows, whether the first tile prefetches what it is about to read instead.
 	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
 	// accumulateFunc makes o' [rows][cols·16], the chains of rows of weights w [rows][64] over the positions in mask, at
 	// least one, each begun at +0. It sets o to o', or to fma(o, a, o'·b) if a is not nil, a and b one of each row. It
@@ -154,10 +165,15 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 	if l.arithmetic != Chain {
 		most = pairRows
 	}
+	b.lead = l.arithmetic == Chain && rows <= v.leadRows[storage] && (rows <= v.leadApart[storage] || b.goesOn(page))
 	if most > 0 {
-		b.ahead[v.streams], b.ahead[v.streams+1], b.ahead[v.streams+2] = uintptr((rows+most-1)/most), 0, 0
-		if v.oneStream {
-			b.ahead[v.streams+2] = 1
+		told := b.ahead[v.streams[storage]:]
+		told[0], told[1], told[2] = uintptr((rows+most-1)/most), 0, 0
+		if v.oneStream || b.lead {
+			told[2] = 1
+		}
+		if v.scales && l.scaled() {
+			told[3] = uintptr(unsafe.Pointer(&bytes[l.kBytes()+l.vBytes()]))
 		}
 	}
 	switch {
@@ -235,10 +251,15 @@ func (b *block) vectorValues(page, from, to int, part parts) {
 			}
 		case l.arithmetic != Chain:
 			b.mergeTileValues(page, r, n, from, part, nonzero, seen, ahead)
-		case b.does[r] == copied:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, nil, nil, ahead)
 		default:
-			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, &b.a[r], &b.b[r], ahead)
+			var scaleO, scaleX *float32
+			if b.lead {
+				n = min(n, v.leadValues)
+			}
+			if b.does[r] == merged {
+				scaleO, scaleX = &b.a[r], &b.b[r]
+			}
+			add(&o[0], &s[(r-from)*PageLen], values, 4*part.stride, vStride, cols, n, nonzero, scaleO, scaleX, ahead)
 		}
 		r += n
 		ahead = nil
@@ -356,7 +377,10 @@ const farAhead = 8
 
 // askByKeys returns what scores asks memory for while it goes through the keys of a page, nil if nothing.
 func (b *block) askByKeys(page int) *uintptr {
-	l, next, streams := b.kv.Layout, b.nextPage(page), b.kernel.vector.streams
+	l, next, streams := b.kv.Layout, b.nextPage(page), b.streams()
+	if b.lead {
+		return &b.ahead[0]
+	}
 	if !b.far() {
 		return b.ask(b.kv.Pages[page][l.kBytes():], l.vBytes()/streams)
 	}
@@ -368,8 +392,10 @@ func (b *block) askByKeys(page int) *uintptr {
 
 // askByValues is askByKeys for accumulate and the values.
 func (b *block) askByValues(page int) *uintptr {
-	l, next, streams := b.kv.Layout, b.nextPage(page), b.kernel.vector.streams
+	l, next, streams := b.kv.Layout, b.nextPage(page), b.streams()
 	switch {
+	case b.lead:
+		return &b.ahead[0]
 	case next == nil:
 		return nil
 	case b.far():
@@ -380,8 +406,11 @@ func (b *block) askByValues(page int) *uintptr {
 
 func (b *block) far() bool {
 	v := b.kernel.vector
-	return v.streams > 1 && !v.oneStream && b.hi-b.lo > farAhead*PageLen
+	return b.streams() > 1 && !v.oneStream && b.hi-b.lo > farAhead*PageLen
 }
+
+// streams is how many streams the block's pages are prefetched in.
+func (b *block) streams() int { return b.kernel.vector.streams[storageIndex(b.kv.Layout.dt)] }
 
 // nextPage returns the page that the block comes to after that one, wherever it is, or nil.
 func (b *block) nextPage(page int) []byte {
@@ -391,9 +420,24 @@ func (b *block) nextPage(page int) []byte {
 	return b.kv.Pages[page+1]
 }
 
+// goesOn says whether the page that the block comes to after that one, if there is one, follows it in memory.
+func (b *block) goesOn(page int) bool {
+	next := b.nextPage(page)
+	return next == nil || uintptr(unsafe.Pointer(&next[0])) == uintptr(unsafe.Pointer(&b.kv.Pages[page][0]))+uintptr(b.kv.Layout.PageBytes())
+}
+
+// projects returns what scores of float32 projections take, and its streams.
+func (v *vector) projects() (scores scoresFunc, streams int) {
+	if v.project != nil {
+		return v.project, maxStreams
+	}
+	const storage = 0 // of float32
+	return v.scores[storage], v.streams[storage]
+}
+
 // ask returns where the streams begin, so many bytes apart.
 func (b *block) ask(from []byte, apart int) *uintptr {
-	for i := range b.kernel.vector.streams {
+	for i := range b.streams() {
 		b.ahead[i] = uintptr(unsafe.Pointer(unsafe.SliceData(from))) + uintptr(i*apart)
 	}
 	return &b.ahead[0]

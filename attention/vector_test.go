@@ -202,12 +202,11 @@ func (c trial) alike(t rapid.TB) {
 		return out, attend(context.Background(), k, partBytes, threads, e.kv, e.q, e.opts, out)
 	}
 	want, wantErr := run(&portable, 1)
-	for i := range kernels {
-		k := &kernels[i]
+	for _, k := range append(otherKernels, kernels...) {
 		if k.vector == nil {
 			continue
 		}
-		out, err := run(k, c.threads)
+		out, err := run(&k, c.threads)
 		if fmt.Sprint(err) != fmt.Sprint(wantErr) {
 			t.Fatalf("%s: %s: error %v, want %v", c, k.name, err, wantErr)
 		}

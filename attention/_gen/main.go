@@ -5,7 +5,6 @@ package main
 import (
 	"flag"
 	"fmt"
-	"slices"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -24,10 +23,18 @@ type vec struct {
 	// no more registers than there are. If the columns are not a multiple of that, narrower tiles follow. widening is the
 	// same for elements that take an instruction to widen: more rows share a widened vector.
 	columns, widening []int
-	narrow            []int
+	// values are the columns of tiles of few rows of values, if they are others: a whole row of memory, so that a page is read
+	// in the order of memory.
+	values []int
+	narrow []int
 	// streams is how many streams of memory are prefetched side by side. near is how many dimensions or positions before
 	// its use a line is prefetched a second time, or pairs of them where they share a word; 0 means never.
 	streams, near int
+	// single has spread prefetch in one stream, into the first cache, if it is told so. lead, unless it is 0, is how many bytes on
+	// from what the first tile of rows reads it prefetches, if it is told so. scales is whether scores prefetch scales.
+	single bool
+	lead   int
+	scales bool
 	// spread lets every tile of rows prefetch its part, into the second cache, or in one stream into the first, as it is told.
 	// Otherwise the first tile prefetches all, into the first cache.
 	spread bool
@@ -49,13 +56,19 @@ var ymm = []reg.Register{
 }
 
 func main() {
-	set := flag.String("isa", "", "instruction set: avx2 or avx512")
+	set := flag.String("isa", "", "instruction set: avx2 or avx512, or zen4 for what AVX-512 does otherwise there")
 	flag.Parse()
 	switch *set {
 	case "avx512":
 		isa = vec{
 			name: "avx512", w: 16, reg: zmm, columns: []int{4, 4, 4, 4, 4, 4}, widening: []int{4, 4, 4, 4, 4, 4, 2, 2, 2, 2},
-			narrow: []int{2, 1}, streams: 4, spread: true,
+			narrow: []int{2, 1}, streams: 4, spread: true, single: true,
+		}
+	case "zen4":
+		columns := []int{4, 4, 4, 4, 4, 4}
+		isa = vec{
+			name: "zen4", w: 16, reg: zmm, columns: columns, widening: columns, values: []int{8, 8, 8}, narrow: []int{4, 2, 1}, streams: 1, spread: true, lead: 256,
+			scales: true,
 		}
 	case "avx2":
 		columns := []int{8, 4, 4, 2, 2, 2}
@@ -65,8 +78,19 @@ func main() {
 	}
 	consts()
 	for _, t := range types {
+		all := isa
+		if isa.scales && t.name == "i8" {
+			isa.streams, isa.lead, isa.values = 4, 0, nil
+		}
 		scores(t)
 		accumulate(t)
+		isa = all
+	}
+	if isa.name == "zen4" {
+		tileScores()
+		tileValues()
+		Generate()
+		return
 	}
 	if wide() {
 		softmax512(false)
@@ -142,6 +166,14 @@ func (t dtype) columns() []int {
 		return isa.columns
 	}
 	return isa.widening
+}
+
+// valueColumns is columns for accumulate.
+func (t dtype) valueColumns(rows int) int {
+	if rows <= len(isa.values) {
+		return isa.values[rows-1]
+	}
+	return t.columns()[rows-1]
 }
 
 // widen loads a vector of the type at m into r, unless it lies in pairs.
@@ -276,7 +308,10 @@ func (t tile) steps(dt dtype, n int, row func(d, r int) Mem, col func(d, c int) 
 
 // A spread is for memory that is needed later, prefetched by all tiles of rows: one after the other, each stream's next
 // line. table points to the streams' addresses and, after them, to how many tiles there are, to how many bytes a stream
-// skips after each 512, and to whether all is one stream from the first address, for the first cache, without skips. ahead is how many bytes of each stream were passed. credit is how many bytes the loop may read until it prefetches again.
+// skips after each 512, and to whether all is done in another way. If the instruction set has a lead, that is to prefetch what the
+// first tile of rows is about to read and nothing else; if not, all is one stream from the first address, for the first cache,
+// without skips. ahead is how many bytes of each stream were passed. credit is how many bytes the loop may read until it
+// prefetches again.
 type spread struct {
 	table, ahead, line reg.Register
 	credit             Op
@@ -331,26 +366,76 @@ func (s spread) done(bytes int, one bool) {
 	ADDQ(s.line, s.credit)
 }
 
+// other says whether all is done in another way.
+func (s spread) other() Mem { return Mem{Base: s.table, Disp: 8 * (isa.streams + 2)} }
+
+// scales prefetches the scales of keys and values, whose address comes after all else.
+func (s spread) scales() {
+	MOVQ(Mem{Base: s.table, Disp: 8 * (isa.streams + 3)}, s.line)
+	for at := 0; at < 2*pageLen*4; at += 64 {
+		PREFETCHT0(Mem{Base: s.line, Disp: at})
+	}
+}
+
+// tile ends a tile of rows: with a lead, no other prefetches.
+func (s spread) tile() {
+	if isa.lead == 0 {
+		return
+	}
+	done := label("led")
+	TESTQ(s.table, s.table)
+	JZ(LabelRef(done))
+	CMPQ(s.other(), U8(0))
+	JEQ(LabelRef(done))
+	MOVQ(U64(never), s.line)
+	MOVQ(s.line, s.credit)
+	Label(done)
+}
+
+// leads returns what prefetches the bytes of dimensions or positions of a tile, at m, isa.lead before they are read; nil if that
+// is not for the tile.
+func (t tile) leads(dt dtype, most int, m func(d, disp int) Mem) func(d int) {
+	if isa.lead == 0 || t.rows > most {
+		return nil
+	}
+	return func(d int) {
+		for at := 0; at < t.cols*isa.w*dt.word() && d%dt.per() == 0; at += 64 {
+			PREFETCHT0(m(d, at+isa.lead))
+		}
+	}
+}
+
 // never is a credit that is not spent.
 const never = 1 << 40
 
-// loop writes an inner loop over the steps in count, unroll at a time, that prefetches in some of its turns.
-func (s spread) loop(count reg.Register, bytes int, turn func(after func(d int))) {
+// loop writes an inner loop over the steps in count, unroll at a time, that prefetches in some of its turns. lead prefetches what
+// the loop is about to read, when a dimension or position is done; it is nil if there is nothing of that kind.
+func (s spread) loop(count reg.Register, bytes int, turn func(after func(d int)), lead func(d int)) {
 	loop, alone, quiet, end := label("turn"), label("one"), label("quiet"), label("end")
 	Label(loop)
 	SUBQ(U8(unroll), count)
 	JLT(LabelRef(end))
 	SUBQ(U32(bytes), s.credit)
 	JGE(LabelRef(quiet))
-	CMPQ(Mem{Base: s.table, Disp: 8 * (isa.streams + 2)}, U8(0))
-	JNE(LabelRef(alone))
+	other := isa.single || lead != nil
+	if other {
+		CMPQ(s.other(), U8(0))
+		JNE(LabelRef(alone))
+	}
 	turn(func(d int) { s.after(d, bytes, false) })
 	s.done(bytes, false)
 	JMP(LabelRef(loop))
-	Label(alone)
-	turn(func(d int) { s.after(d, bytes, true) })
-	s.done(bytes, true)
-	JMP(LabelRef(loop))
+	switch {
+	case isa.single:
+		Label(alone)
+		turn(func(d int) { s.after(d, bytes, true) })
+		s.done(bytes, true)
+		JMP(LabelRef(loop))
+	case other:
+		Label(alone)
+		turn(lead)
+		JMP(LabelRef(loop))
+	}
 	Label(quiet)
 	turn(nothing)
 	JMP(LabelRef(loop))
@@ -429,9 +514,20 @@ func tiles(count reg.Register, most int, body func(rows int)) {
 // run is a number of neighboring blocks of the same width.
 type run struct{ width, blocks int }
 
+// narrower returns a width and those of the narrower tiles that follow where the columns are not a multiple.
+func narrower(width int) []int {
+	all := []int{width}
+	for _, w := range isa.narrow {
+		if w < width {
+			all = append(all, w)
+		}
+	}
+	return all
+}
+
 // cut cuts n vectors into blocks for so many rows.
 func (t dtype) cut(n, rows int) (runs []run) {
-	for _, width := range append([]int{t.columns()[rows-1]}, isa.narrow...) {
+	for _, width := range narrower(t.columns()[rows-1]) {
 		if n >= width {
 			runs = append(runs, run{width, n / width})
 			n %= width
@@ -485,7 +581,15 @@ func scores(dt dtype) {
 		XORQ(all.ahead, all.ahead)
 		XORQ(reg.R9, reg.R9)
 		TESTQ(fetch, fetch)
-		JNZ(LabelRef(none))
+		if dt.name == "i8" && isa.scales {
+			quiet := label("nil")
+			JZ(LabelRef(quiet))
+			all.scales()
+			JMP(LabelRef(none))
+			Label(quiet)
+		} else {
+			JNZ(LabelRef(none))
+		}
 		MOVQ(U64(never), reg.R9)
 	} else {
 		next = ask{fetch, reg.R14, reg.R9, reg.RDX}[:turn()]
@@ -562,7 +666,13 @@ func scores(dt dtype) {
 			few, store := label("few"), label("store")
 			Load(Param("n"), i)
 			if isa.spread {
-				all.loop(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) { steps(unroll, after) })
+				// Elements that are widened come slowly enough for a stream if there are more rows.
+				most := 3
+				if dt.name == "f32" {
+					most = len(dt.columns())
+				}
+				lead := t.leads(dt, most, func(d, disp int) Mem { return Mem{Base: kp, Disp: d/dt.per()*pageLen*dt.word() + disp} })
+				all.loop(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) { steps(unroll, after) }, lead)
 			} else {
 				next.scores(t, dt, i, kp, few, steps)
 			}
@@ -585,7 +695,9 @@ func scores(dt dtype) {
 		ADDQ(U32((rows-1)*pageLen*4), S)
 		IMUL3Q(U8(rows), stride, i)
 		ADDQ(i, Q)
-		if !isa.spread {
+		if isa.spread {
+			all.tile()
+		} else {
 			XORQ(fetch, fetch)
 		}
 	})
@@ -730,7 +842,7 @@ func accumulate(dt dtype) {
 			all.loop(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) {
 				steps(unroll, after)
 				goOn(unroll)
-			})
+			}, t.leads(dt, len(isa.values), func(p, disp int) Mem { return position(vp, p, disp) }))
 		} else {
 			loop, short, plain := label("positions"), label("short"), label("plain")
 			CMPQ(streams, U8(0))
@@ -852,7 +964,7 @@ func accumulate(dt dtype) {
 			ADDQ(x, x)
 		}
 		MOVQ(x, left)
-		for _, width := range slices.Compact(append([]int{dt.columns()[rows-1]}, isa.narrow...)) {
+		for _, width := range narrower(dt.valueColumns(rows)) {
 			loop, less := label("columns"), label("less")
 			Label(loop)
 			CMPQ(left, U8(width))
@@ -870,7 +982,9 @@ func accumulate(dt dtype) {
 		IMULQ(oStride, x)
 		Load(Param("o"), O)
 		ADDQ(x, O)
-		if !isa.spread {
+		if isa.spread {
+			all.tile()
+		} else {
 			MOVQ(U32(0), streams)
 		}
 	})

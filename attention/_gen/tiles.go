@@ -92,7 +92,7 @@ func tileScores() {
 			}
 		}
 		Load(Param("n"), i)
-		all.loop(i, unroll*t.cols*isa.w*bf16.size, func(after func(int)) { steps(unroll, after) })
+		all.loop(i, unroll*t.cols*isa.w*bf16.size, func(after func(int)) { steps(unroll, after) }, nil)
 		bf16.last(i, store, func(n int) { steps(n, nothing) })
 		Label(store)
 		t.sum()
@@ -178,7 +178,7 @@ func tileValues() {
 		DECQ(i)
 		JZ(LabelRef(store))
 		Label(even)
-		all.loop(i, unroll*t.cols*isa.w*bf16.size, func(after func(int)) { steps(unroll, after) })
+		all.loop(i, unroll*t.cols*isa.w*bf16.size, func(after func(int)) { steps(unroll, after) }, nil)
 		bf16.last(i, store, func(n int) { steps(n, nothing) })
 		Label(store)
 		t.sum()
