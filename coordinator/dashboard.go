@@ -72,6 +72,8 @@ func (c *Coordinator) totals() (t dashboard.Totals) {
 	lost := c.config.Observe.Losses()
 	t.WorkersLost, t.SessionsLost, t.SessionsMoved, t.JobWorkersLost = lost.Workers, lost.Sessions, lost.Moved, lost.Jobs
 	t.CopiesLacking, t.CopiesMade, _ = c.sessions.Copies()
+	hedges := c.sessions.Hedges()
+	t.Attends, t.Hedged = hedges.Attends, hedges.Asked
 	t.Jobs = c.jobs.Counts()
 	return t
 }

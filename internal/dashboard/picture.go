@@ -34,7 +34,9 @@ type Totals struct {
 	CopiesLacking  uint64            `json:"copies_lacking"`
 	CopiesMade     uint64            `json:"copies_made_total"`
 	JobWorkersLost uint64            `json:"job_workers_lost_total"`
-	Jobs           map[string]uint64 `json:"jobs"` // by state, those that there are
+	Attends        uint64            `json:"attends_total"`        // of sessions with copies
+	Hedged         uint64            `json:"attends_hedged_total"` // those of them that were asked twice
+	Jobs           map[string]uint64 `json:"jobs"`                 // by state, those that there are
 }
 
 // Worker is one worker, headwater_worker_…. Counters are since its start, and 0 of one that does not count.

@@ -38,7 +38,7 @@ func (f *Fake) Picture(context.Context) (*dashboard.Snapshot, error) {
 	second := uint64(now.Sub(f.began)/time.Second) + 1
 	s := &dashboard.Snapshot{
 		At: now, Name: "coordinator-0", Version: "v1.0.0",
-		Coordinator: dashboard.Totals{Workers: uint64(f.Workers), Lanes: uint64(min(f.Sessions, 12)), Known: uint64(f.Sessions), Jobs: map[string]uint64{"succeeded": 3, "running": 1, "failed": 1}},
+		Coordinator: dashboard.Totals{Workers: uint64(f.Workers), Lanes: uint64(min(f.Sessions, 12)), Known: uint64(f.Sessions), Attends: 4000, Hedged: 31, Jobs: map[string]uint64{"succeeded": 3, "running": 1, "failed": 1}},
 		Jobs: []dashboard.Job{
 			{ID: "coordinator-0-01JD", Name: "layer17.safetensors", State: "running", Phase: "attending", Done: 0.62},
 			{ID: "coordinator-0-01JC", Name: "a-prompt-with-a-name-that-is-rather-long-for-a-column.safetensors", State: "failed", Error: "not enough memory: 12 GiB are needed, 3.1 GiB are there", Done: 0.31},
@@ -50,6 +50,7 @@ func (f *Fake) Picture(context.Context) (*dashboard.Snapshot, error) {
 		w := dashboard.Worker{
 			Name: fmt.Sprintf("worker-%d", i), Boot: fmt.Sprint(i), Budget: 64 << 30, Used: uint64(i%7+1) << 33, Spare: 1 << 32, Sessions: uint64(f.Sessions), Queued: uint64(i * i % 5),
 			PrefixAsked: 4096, PrefixHits: uint64(i%9) * 512, Counts: true, Bus: 20e9, Read: second * uint64(i%11) * 2e9, Steps: second * 137 * uint64(i%11), Waited: float64(second) * 0.01,
+			Answers: dashboard.Answers{P50: float64(i%5) * 0.0004, P95: float64(i%5) * 0.003},
 		}
 		if f.Bad && i%17 == 1 {
 			w = dashboard.Worker{Name: w.Name, Error: "worker \"" + w.Name + "\" at 10.0.0.7:7601: Unavailable desc = connection refused"}

@@ -102,6 +102,7 @@ function totals(t) {
     ["sessions lost", t.sessions_lost_total, "headwater_coordinator_sessions_lost_total"],
     ["sessions moved", t.sessions_moved_total, "headwater_coordinator_sessions_moved_total"],
     ["copies made", t.copies_made_total, "headwater_coordinator_copies_made_total"],
+    ["attends asked twice", t.attends_hedged_total, `headwater_coordinator_attends_hedged_total, of headwater_coordinator_attends_total (${number(t.attends_total)})`],
     ["shares of jobs lost", t.job_workers_lost_total, "headwater_coordinator_job_workers_lost_total"],
     ...Object.entries(t.jobs).map(([state, n]) => ["jobs " + state, n, `headwater_coordinator_jobs{state="${state}"}`]),
   ];
@@ -121,6 +122,12 @@ function rates(w, old, spent) {
   };
 }
 
+// columns is how many columns the workers have beside their names.
+const columns = 9;
+
+// answer prints a time within which so many answers came; 0 is that there were none.
+const answer = s => seconds(s || null);
+
 // most is how many workers are shown at once.
 const most = 100;
 
@@ -129,6 +136,7 @@ const orders = {
   memory: (a, b) => b.memory - a.memory,
   bus: (a, b) => b.bus - a.bus,
   queue: (a, b) => b.w.queued_steps - a.w.queued_steps,
+  answers: (a, b) => b.w.answers.answer_p95_seconds - a.w.answers.answer_p95_seconds,
 };
 
 function workers(s) {
@@ -138,14 +146,15 @@ function workers(s) {
   const order = orders[$("sort").value], silent = s.workers.filter(w => w.error).length, dumb = s.workers.some(w => !w.error && !w.counts);
   all.sort((a, b) => Boolean(b.w.error) - Boolean(a.w.error) || order(a, b)); // those that are left out first
   const named = all.filter(x => x.w.name.includes($("named").value.trim())), shown = named.slice(0, most);
-  rows($("workers"), shown, x => x.w.name, x => [make("th", x.w.name, { scope: "row", className: "name", title: x.w.name }), ...Array.from({ length: 7 }, () => make("td"))], (tr, x) => {
+  rows($("workers"), shown, x => x.w.name, x => [make("th", x.w.name, { scope: "row", className: "name", title: x.w.name }), ...Array.from({ length: columns }, () => make("td"))], (tr, x) => {
     const w = x.w, td = [...tr.children].slice(1);
     td.forEach((c, i) => { c.hidden = Boolean(w.error) && i > 0; });
-    td[0].colSpan = w.error ? 7 : 1;
+    td[0].colSpan = w.error ? columns : 1;
     td[0].className = w.error ? "bad left name" : "";
     td[0].title = w.error ?? "";
     if (w.error) return set(td[0], w.error);
     const texts = [share(x.memory) + " of " + bytes(w.memory_budget_bytes), share(x.bus), x.steps === null ? "–" : number(Math.round(x.steps)), seconds(x.waited),
+      answer(w.answers.answer_p50_seconds), answer(w.answers.answer_p95_seconds),
       number(w.queued_steps), number(w.sessions), w.prefix_asked_positions_total ? share(w.prefix_hit_positions_total / w.prefix_asked_positions_total) : "–"];
     texts.forEach((text, i) => set(td[i], text));
   });
