@@ -169,10 +169,7 @@ func (l Layout) Write(page []byte, at, n int, rows Rows) error {
 	if err := l.Settle(rows); err != nil {
 		return fmt.Errorf("write to page: %w", err)
 	}
-	var vec *vector
-	if k := selected.Load().kernel; k != nil {
-		vec = k.vector
-	}
+	vec := assembly()
 	if l.paired() {
 		l.writePairs(page, at, n, rows, vec)
 		return nil
@@ -193,6 +190,14 @@ func (l Layout) Write(page []byte, at, n int, rows Rows) error {
 			binary.LittleEndian.PutUint32(ks[4*(at+t):], math.Float32bits(rows.KScale[t]))
 			binary.LittleEndian.PutUint32(vs[4*(at+t):], math.Float32bits(rows.VScale[t]))
 		}
+	}
+	return nil
+}
+
+// assembly is that of the kernel, or nil.
+func assembly() *vector {
+	if k := selected.Load().kernel; k != nil {
+		return k.vector
 	}
 	return nil
 }
@@ -230,10 +235,10 @@ func (l Layout) Read(page []byte, at, n int, rows Rows) error {
 		return fmt.Errorf("read from page: %w", err)
 	}
 	if l.paired() {
-		l.readPairs(page, at, n, rows)
+		l.readPairs(page, at, n, rows, assembly())
 		return nil
 	}
-	readKeys(rows.K, l.k(page), l.KRowBytes(), at, n, l.headDim, l.dt.Size())
+	assembly().readKeys(rows.K, l.k(page), l.KRowBytes(), at, n, l.headDim, l.dt.Size())
 	v, stride, row := l.v(page), l.vRowStride(), l.VRowBytes()
 	for t := range n {
 		copy(rows.V[t*row:][:row], v[(at+t)*stride:])

@@ -38,9 +38,9 @@ func (l Layout) writePairs(page []byte, at, n int, rows Rows, vec *vector) {
 }
 
 // readPairs is Read for elements in pairs.
-func (l Layout) readPairs(page []byte, at, n int, rows Rows) {
+func (l Layout) readPairs(page []byte, at, n int, rows Rows, vec *vector) {
 	k, kRow, words := l.k(page), l.KRowBytes(), l.headDim/2
-	readKeys(rows.K, k, kRow, at, n, words, pairSize)
+	vec.readKeys(rows.K, k, kRow, at, n, words, pairSize)
 	if l.headDim%2 != 0 {
 		for t := range n {
 			copy(rows.K[(t+1)*kRow-2:], k[(words*PageLen+at+t)*pairSize:][:2])

@@ -10,6 +10,16 @@ func readKeys(rows, k []byte, stride, at, n, dim, size int) {
 	}
 }
 
+// readKeys is the function readKeys. Where a row has 64 elements, and the next follows it, rows and keys are each other's columns: what
+// writes reads, too.
+func (v *vector) readKeys(rows, k []byte, stride, at, n, dim, size int) {
+	if v == nil || dim != PageLen || stride != PageLen*size {
+		readKeys(rows, k, stride, at, n, dim, size)
+		return
+	}
+	v.writeKeys(rows, k[at*size:], stride, 0, PageLen, n, size)
+}
+
 // readPart is readKeys. Eight bytes of each row are put together at once, of as many columns as they have elements.
 func readPart(rows, k []byte, stride, at, n, dim, size int) {
 	each := 8 / size

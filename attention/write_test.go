@@ -75,6 +75,36 @@ func TestReadKeys(t *testing.T) {
 	}
 }
 
+// TestReadKeysInAssembly holds what each kernel reads, from the columns of keys of 64 elements, against the function in Go.
+func TestReadKeysInAssembly(t *testing.T) {
+	skipIfRaced(t)
+	for i := range kernels {
+		v := kernels[i].vector
+		if v == nil {
+			continue
+		}
+		rnd := rand.New(rand.NewPCG(1, 9))
+		for range 100 {
+			for _, size := range []int{1, 2, 4} {
+				g := &guards{t: t}
+				n := 1 + rnd.IntN(PageLen)
+				at := rnd.IntN(PageLen - n + 1)
+				stride := PageLen * size
+				k, rows := g.bytes(PageLen*stride, rnd.IntN(2) == 0), g.bytes(n*stride, rnd.IntN(2) == 0)
+				for i := range k {
+					k[i] = byte(rnd.Uint32())
+				}
+				want := make([]byte, n*stride)
+				readKeys(want, k, stride, at, n, PageLen, size)
+				if v.readKeys(rows, k, stride, at, n, PageLen, size); !bytes.Equal(rows, want) {
+					t.Fatalf("%s: %d rows of elements of %d bytes from %d differ", kernels[i].name, n, size, at)
+				}
+				g.free()
+			}
+		}
+	}
+}
+
 // TestUnweave takes the pairs of two rows apart again.
 func TestUnweave(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 8))
