@@ -62,6 +62,9 @@ type WorkerStatus struct {
 	Load        *WorkerLoad // nil if it does not count what it does
 	Draining    bool        // whether it gets no sessions and no jobs, and what it has is moved away
 	Answers     *AnswerTimes
+	// WeightShare is the share of its weight that it has for new sessions, from 0.5 to 1: less if it answers slower than others, unless
+	// its weight was given to it. 0 where nothing is measured.
+	WeightShare float64
 }
 
 // AnswerTimes are how long a worker takes to answer attends of at most 64 tokens that the coordinator asks of it. They are nil of one
@@ -70,6 +73,8 @@ type AnswerTimes struct {
 	Count    uint64        // answers of the last 10 to 20 seconds
 	P50, P95 time.Duration // within which half and 19 of 20 of them came; 0 if there are none
 	Waiting  uint64        // attends that have no answer yet
+	Beside   float64       // its time / that of the middle one of the workers that the same call asked, half of the time; 0 if there are none
+	Compared uint64        // calls of which that is known
 }
 
 // Attends are attends of direct sessions with copies, those of each worker counted apart.
@@ -89,7 +94,7 @@ func newAnswers(m *headwaterv1.AnswerTimes) *AnswerTimes {
 	if m == nil {
 		return nil
 	}
-	return &AnswerTimes{m.GetCount(), time.Duration(m.GetP50Nanos()), time.Duration(m.GetP95Nanos()), m.GetWaiting()}
+	return &AnswerTimes{m.GetCount(), time.Duration(m.GetP50Nanos()), time.Duration(m.GetP95Nanos()), m.GetWaiting(), m.GetBeside(), m.GetCompared()}
 }
 
 // WorkerLoad is what a worker has done since it started.
@@ -141,7 +146,7 @@ func newStatus(m *headwaterv1.StatusResponse) *Status {
 		s.Workers = append(s.Workers, WorkerStatus{
 			Name: d.GetName(), Address: w.GetAddress(), Error: w.GetError(), Boot: d.GetBoot(), Version: d.GetVersion(), Weight: d.GetWeight(), Zone: d.GetZone(),
 			BudgetBytes: d.GetBudgetBytes(), UsedBytes: d.GetUsedBytes(), SpareBytes: d.GetSpareBytes(), Threads: d.GetThreads(), Kernel: d.GetKernel(), Processor: d.GetProcessor(), Features: d.GetProcessorFeatures(), MatrixUnit: matrixUnit(d),
-			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(), Answers: newAnswers(w.GetAnswers()),
+			Load: newLoad(d.GetLoad()), Draining: d.GetDraining(), Answers: newAnswers(w.GetAnswers()), WeightShare: w.GetWeightShare(),
 		})
 	}
 	for _, c := range m.GetJobs() {

@@ -22,11 +22,16 @@ func (s service) Status(ctx context.Context, req *headwaterv1.StatusRequest) (*h
 	}
 	times := s.sessions.AnswerTimes()
 	for _, w := range resp.GetWorkers() {
+		if w.GetError() == "" {
+			if w.WeightShare = 1; !w.GetWorker().GetWeightGiven() {
+				w.WeightShare = s.sessions.WeightShare(w.GetWorker().GetName())
+			}
+		}
 		one, ok := times[w.GetWorker().GetName()]
 		if !ok || one.Address != w.GetAddress() {
 			continue
 		}
-		w.Answers = &headwaterv1.AnswerTimes{Count: one.Count, P50Nanos: uint64(one.P50), P95Nanos: uint64(one.P95), Waiting: uint64(max(one.Queue, 0))}
+		w.Answers = &headwaterv1.AnswerTimes{Count: one.Count, P50Nanos: uint64(one.P50), P95Nanos: uint64(one.P95), Waiting: uint64(max(one.Queue, 0)), Beside: one.Beside, Compared: one.Compared}
 	}
 	return resp, nil
 }

@@ -35,14 +35,16 @@ import (
 
 // Config is a worker's identity and the resources that it may use.
 type Config struct {
-	Name    string       // unique in the cluster; a DNS label of 1 to 63 characters
-	Boot    uuid.UUID    // of this start of the process; not zero
-	Version string       // of the program, for people
-	Weight  int          // in plans, at least 1
-	Zone    string       // what fails with it, as a rack or a data center: letters, digits, '.', '_' and '-', at most 63; empty is not known
-	Budget  int64        // bytes for keys, values, weights and queries in flight, at least 1
-	Threads int          // kernel threads over all streams, at least 1
-	Logger  *slog.Logger // nil is silence
+	Name    string    // unique in the cluster; a DNS label of 1 to 63 characters
+	Boot    uuid.UUID // of this start of the process; not zero
+	Version string    // of the program, for people
+	Weight  int       // in plans, at least 1
+	// WeightGiven keeps coordinators from giving it less because it is slower than others.
+	WeightGiven bool
+	Zone        string       // what fails with it, as a rack or a data center: letters, digits, '.', '_' and '-', at most 63; empty is not known
+	Budget      int64        // bytes for keys, values, weights and queries in flight, at least 1
+	Threads     int          // kernel threads over all streams, at least 1
+	Logger      *slog.Logger // nil is silence
 
 	// SessionTTL is how long a session may go unused before it may be dropped, and the most that one may ask for; 0 is
 	// DefaultSessionTTL. MaxSessions bounds the sessions held; 0 is DefaultMaxSessions.
@@ -188,6 +190,7 @@ func (w *Worker) describe() *headwaterv1.DescribeResponse {
 		Boot:        w.cfg.Boot[:],
 		Version:     w.cfg.Version,
 		Weight:      uint32(w.cfg.Weight),
+		WeightGiven: w.cfg.WeightGiven,
 		Zone:        w.cfg.Zone,
 		BudgetBytes: uint64(m.Budget.Total()),
 		UsedBytes:   uint64(m.Budget.Used() + kept),

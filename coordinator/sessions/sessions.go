@@ -80,6 +80,7 @@ type Relay struct {
 	copies   *keeper
 	security *rpc.Security // nil is plain text within this machine
 	quotas   *quotas
+	speeds   speeds
 
 	mu       sync.Mutex
 	holdings map[[16]byte]remembered // at most maxHoldings
@@ -152,6 +153,11 @@ func (r *Relay) Run(ctx context.Context) {
 	watch.Go(func() {
 		if err := rpc.Guard(r.log, "making copies of sessions", func() error { r.copies.run(ctx); return nil }); err != nil {
 			r.log.Error("no copies of sessions are made any more", "error", err)
+		}
+	})
+	watch.Go(func() {
+		if err := rpc.Guard(r.log, "looking at how quickly workers answer", func() error { r.keepSpeeds(ctx); return nil }); err != nil {
+			r.log.Error("weights are not made of measured speed any more", "error", err)
 		}
 	})
 	r.workers.Keep(ctx)
@@ -279,6 +285,7 @@ func (r *Relay) plan(ctx context.Context, req *headwaterv1.CreateSessionRequest)
 		req.Config.Replicas = proto.Uint32(uint32(min(r.replicas, most-1)))
 	}
 	rooms := roomsOf(answering)
+	r.weigh(rooms, answering)
 	placed, err := placement.Place(geometry, placeKey(req), rooms, int(min(req.GetWorkers(), shard.MaxWorkers)), int(min(req.GetConfig().GetReplicas(), shard.MaxReplicas)))
 	if err != nil {
 		return nil, fmt.Errorf("plan: %w", err)

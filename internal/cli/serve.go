@@ -236,7 +236,7 @@ func (a *app) serveWorker() *cobra.Command {
 			if within < 0 {
 				return usage("--drain-timeout %v: less than 0", within)
 			}
-			config.Budget = int64(memory.byteSize)
+			config.Budget, config.WeightGiven = int64(memory.byteSize), cmd.Flags().Changed("weight")
 			return a.runWorker(cmd.Context(), at, &admin, config, within)
 		},
 	}
@@ -245,7 +245,7 @@ func (a *app) serveWorker() *cobra.Command {
 	admin.flag(flags, "/metrics, and on loopback alone /debug/pprof; the worker measures its memory bus when it starts")
 	flags.Var(&memory, "memory", "budget for keys, values and queries: 4GiB, 512MiB (default: three quarters of the machine's or the container's)")
 	flags.IntVar(&config.Threads, "threads", 0, "threads that kernels use at once; receiving and storing need more, and GOMAXPROCS bounds all (default: GOMAXPROCS, which heeds the CPU limit of a container)")
-	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, relative to the other workers' weights")
+	flags.IntVar(&config.Weight, "weight", 1, "share of the groups that this worker gets, relative to the other workers' weights; of one without this flag, a coordinator takes up to half away for new sessions while it answers slower than others")
 	flags.StringVar(&config.Zone, "zone", "", "what fails together with this worker, as a rack or a data center: copies of sessions are held in other zones if there are")
 	flags.DurationVar(&config.SessionTTL, "session-ttl", worker.DefaultSessionTTL, "time after which an unused session is dropped unless it is pinned; sessions may ask for less")
 	flags.DurationVar(&within, "drain-timeout", defaultDrainTimeout, "when the worker is asked to end, how long it gives its sessions to other workers before it ends; 0 is not at all")

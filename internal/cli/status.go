@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -39,18 +40,20 @@ type copiesView struct {
 }
 
 type workerView struct {
-	Name        string `json:"name"`
-	Address     string `json:"address"`
-	Boot        string `json:"boot,omitempty"`
-	Version     string `json:"version,omitempty"`
-	Weight      uint32 `json:"weight"`
-	Zone        string `json:"zone,omitempty"`
-	BudgetBytes uint64 `json:"budget_bytes"`
-	UsedBytes   uint64 `json:"used_bytes"`
-	SpareBytes  uint64 `json:"spare_bytes"` // part of UsedBytes that is given up when room is needed
-	Threads     uint32 `json:"threads"`
-	Kernel      string `json:"kernel,omitempty"`
-	Processor   string `json:"processor,omitempty"`
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Boot    string `json:"boot,omitempty"`
+	Version string `json:"version,omitempty"`
+	Weight  uint32 `json:"weight"`
+	// WeightShare is how much of it new sessions get, 0.5 to 1, by measured speed; absent where nothing is measured.
+	WeightShare float64 `json:"weight_share,omitempty"`
+	Zone        string  `json:"zone,omitempty"`
+	BudgetBytes uint64  `json:"budget_bytes"`
+	UsedBytes   uint64  `json:"used_bytes"`
+	SpareBytes  uint64  `json:"spare_bytes"` // part of UsedBytes that is given up when room is needed
+	Threads     uint32  `json:"threads"`
+	Kernel      string  `json:"kernel,omitempty"`
+	Processor   string  `json:"processor,omitempty"`
 	// Features are those of the processor that kernels use.
 	Features []string `json:"processor_features,omitempty"`
 	// MatrixUnit is whether one computes arithmetic in tiles, which is slower elsewhere; null where the worker does not say.
@@ -71,13 +74,16 @@ type answersView struct {
 	P50     float64 `json:"p50_seconds"`
 	P95     float64 `json:"p95_seconds"`
 	Waiting uint64  `json:"waiting"`
+	// Beside is its time / that of the middle one of the workers that the same call asked, half of the time.
+	Beside   float64 `json:"beside"`
+	Compared uint64  `json:"compared"` // calls of which that is known
 }
 
 func viewAnswers(a *client.AnswerTimes) *answersView {
 	if a == nil {
 		return nil
 	}
-	return &answersView{a.Count, a.P50.Seconds(), a.P95.Seconds(), a.Waiting}
+	return &answersView{a.Count, a.P50.Seconds(), a.P95.Seconds(), a.Waiting, a.Beside, a.Compared}
 }
 
 // milliseconds prints the half and 19 of 20 of the answers.
@@ -177,7 +183,7 @@ func viewStatus(address string, status *client.Status, caches []client.Cache) st
 	for _, s := range status.Workers {
 		w := s
 		one := workerView{
-			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, Zone: w.Zone, BudgetBytes: w.BudgetBytes,
+			Name: w.Name, Address: s.Address, Version: w.Version, Weight: w.Weight, WeightShare: w.WeightShare, Zone: w.Zone, BudgetBytes: w.BudgetBytes,
 			UsedBytes: w.UsedBytes, SpareBytes: w.SpareBytes, Threads: w.Threads, Kernel: w.Kernel, Processor: w.Processor, Features: w.Features, MatrixUnit: w.MatrixUnit, Draining: w.Draining, Error: s.Error,
 			Answers: viewAnswers(w.Answers),
 		}
@@ -263,7 +269,7 @@ func (a *app) printWorkers(workers []workerView) error {
 		used, budget := sizeOf(int64(w.UsedBytes)), sizeOf(int64(w.BudgetBytes))
 		if a.wide() {
 			p50, p95 := w.Answers.milliseconds()
-			t.AppendRow(table.Row{w.Name, w.Address, w.Zone, w.Weight, used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), speedOfTiles(w), p50, p95, w.Version, is})
+			t.AppendRow(table.Row{w.Name, w.Address, w.Zone, w.weight(), used, sizeOf(int64(w.SpareBytes)), budget, w.Threads, w.Kernel, w.Processor, strings.Join(w.Features, " "), speedOfTiles(w), p50, p95, w.Version, is})
 		} else {
 			t.AppendRow(table.Row{shorten(w.Name, nameWidth), shorten(w.Address, 21), used, budget, is})
 		}
@@ -288,6 +294,14 @@ func (a *app) printAuto(v statusView) error {
 		return nil
 	}
 	return a.say("arithmetic auto is %s now for keys and values of bf16\n", v.Auto)
+}
+
+// weight prints the weight, and if it has not all of it for new sessions, how much.
+func (w *workerView) weight() string {
+	if w.WeightShare > 0 && w.WeightShare < 1 {
+		return fmt.Sprintf("%d × %.2f", w.Weight, w.WeightShare)
+	}
+	return strconv.Itoa(int(w.Weight))
 }
 
 // speedOfTiles says how a worker computes arithmetic in tiles.

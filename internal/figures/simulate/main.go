@@ -16,6 +16,10 @@
 //	sim_tail         p99 of a token of 32 layers / its median, each layer as slow as the slowest of 8 holders, of whom one in a
 //	                 thousand is held up for twenty times as long as usual
 //	sim_tail_hedged  what it would be if another holder were asked after three times as long as usual, as attends are that append nothing
+//	sim_slow_p99     p99 of a token with weights of measured speed / without, with 20 workers of whom one is half as fast, and sessions that
+//	                 come and go, each on 4 workers at most; sim_slow_p50 the same of half of the tokens
+//	sim_slow_bytes   bytes of the slow worker / mean then, and sim_slow_changes how often a worker's share of its weight changed in the
+//	                 second half of the hour; sim_alike_changes the same if no worker is slow
 package main
 
 import (
@@ -70,6 +74,7 @@ var parts = []struct {
 	{"plan_job_ms plan_job_moves", replanJob},
 	{"sim_spread sim_spread_new sim_spread_left sim_spread_come sim_rebuild_s sim_moved sim_messages", churn},
 	{"sim_tail sim_tail_hedged", tail},
+	{"sim_slow_p99 sim_slow_p50 sim_slow_bytes sim_slow_changes sim_alike_changes", slowWorker},
 }
 
 func run(ctx context.Context, args []string) error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	randv2 "math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -31,9 +32,10 @@ type Conns struct {
 	// twenty, 0 none. Set it before calls are made.
 	HedgeShare float64
 
-	began  time.Time // the beginning of its clock
-	paces  paces
-	hedges hedges
+	began    time.Time // the beginning of its clock
+	paces    paces
+	hedges   hedges
+	compared atomic.Uint64 // calls that may be compared
 
 	random         io.Reader          // of ids, nil is the system's
 	abandonTimeout time.Duration      // for dropping a session that was made in vain

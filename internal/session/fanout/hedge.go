@@ -342,6 +342,7 @@ func (p *callPart) ended() {
 	now := p.call.lane.conns.now()
 	p.pace.told.Store(int64(now) + int64(min(r.QueueNanos, uint64(time.Minute))))
 	if p.request.Step.Attend <= hedgedTokens {
-		p.pace.times.add(now, now-p.sent)
+		p.took = now - p.sent
+		p.pace.times.add(now, p.took)
 	}
 }

@@ -21,6 +21,7 @@ type pace struct {
 	overdue atomic.Int64 // those of them that other holders were asked as well
 	told    atomic.Int64 // when the queue that it told of last will have passed, on the clock of Conns; 0 is none
 	times   times
+	beside  times // how much longer than the middle one of a call it took, in sameTime-th; see compare.go
 }
 
 // pace returns the pace of a holder.
@@ -88,6 +89,10 @@ type AnswerTimes struct {
 	Queue           int           // attends that it has not answered
 	Count           uint64        // answers of the last 10 to 20 seconds
 	P50, P95        time.Duration // of these, or 0
+	// Beside is how much longer than the middle one of several holders of a call it took, half of the time, and Compared of how many
+	// calls of the last 10 to 20 seconds that is known. A time is rounded down by an eighth at most.
+	Beside   float64
+	Compared uint64
 }
 
 // AnswerTimes returns those of all holders that were asked, by name.
@@ -97,7 +102,11 @@ func (c *Conns) AnswerTimes() []AnswerTimes {
 	all, now := make([]AnswerTimes, 0, len(c.paces.of)), c.now()
 	for peer, p := range c.paces.of {
 		count, q := p.times.quantiles(now, 0.5, 0.95)
-		all = append(all, AnswerTimes{peer.Name, peer.Address, int(p.queue.Load()), count, q[0], q[1]})
+		one := AnswerTimes{Holder: peer.Name, Address: peer.Address, Queue: int(p.queue.Load()), Count: count, P50: q[0], P95: q[1]}
+		if one.Compared, q = p.beside.quantiles(now, 0.5, 0.5); one.Compared > 0 {
+			one.Beside = float64(timesFrom(q[0])) / sameTime
+		}
+		all = append(all, one)
 	}
 	slices.SortFunc(all, func(a, b AnswerTimes) int {
 		return cmp.Or(cmp.Compare(a.Holder, b.Holder), cmp.Compare(a.Address, b.Address))
@@ -186,6 +195,12 @@ func timesIndex(took time.Duration) int {
 		return 8*timesOctaves - 1
 	}
 	return 8*octave + int(x>>(octave+timesLeast-3))&7
+}
+
+// timesFrom is the beginning of the times that are counted together with those up to a bound.
+func timesFrom(bound time.Duration) time.Duration {
+	i := max(timesIndex(bound)-1, 0)
+	return max(timesBound(i)-time.Duration(1)<<(timesLeast-3+i/8), 0)
 }
 
 // timesBound is the end of the times that are counted at an index.

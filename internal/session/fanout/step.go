@@ -101,6 +101,7 @@ type callPart struct {
 	left     atomic.Int32  // 2 before it is sent, 0 once it is sent and answered
 	state    atomic.Int32  // partWaits, partLate or partEnded, if it attends
 	sent     time.Duration // when it was sent, on the clock of Conns
+	took     time.Duration // until it was answered, if it attends
 	request  *session.Request
 	response *session.Response
 	bytes    int // of the request
@@ -432,6 +433,7 @@ func (c *Call) wait(ctx context.Context, attempts int) error {
 			failure = fmt.Errorf("step of layer %d: %w", c.step.Layer, rpc.ErrClosed)
 		}
 		if failure == nil {
+			c.compare()
 			err := c.gather()
 			c.end()
 			return err

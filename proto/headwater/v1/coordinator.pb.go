@@ -1682,7 +1682,10 @@ type WorkerStatus struct {
 	// Why it does not answer; empty if it does.
 	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	// How long it takes to answer this coordinator; absent if it has had nothing to answer. Since version 1.4.
-	Answers       *AnswerTimes `protobuf:"bytes,4,opt,name=answers,proto3" json:"answers,omitempty"`
+	Answers *AnswerTimes `protobuf:"bytes,4,opt,name=answers,proto3" json:"answers,omitempty"`
+	// Share of its weight that it has for new sessions, from 0.5 to 1: less if it answers slower than others to the same calls, unless its
+	// weight was given. 0 if nothing is measured. Since version 1.4.
+	WeightShare   float64 `protobuf:"fixed64,5,opt,name=weight_share,json=weightShare,proto3" json:"weight_share,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1745,6 +1748,13 @@ func (x *WorkerStatus) GetAnswers() *AnswerTimes {
 	return nil
 }
 
+func (x *WorkerStatus) GetWeightShare() float64 {
+	if x != nil {
+		return x.WeightShare
+	}
+	return 0
+}
+
 // AnswerTimes say how long a worker takes to answer attends of at most 64 tokens, from when the coordinator sends them until it has
 // their answers. Since version 1.4.
 type AnswerTimes struct {
@@ -1756,7 +1766,11 @@ type AnswerTimes struct {
 	// Time within which 19 of 20 of them came, in nanoseconds; 0 if there are none.
 	P95Nanos uint64 `protobuf:"varint,3,opt,name=p95_nanos,json=p95Nanos,proto3" json:"p95_nanos,omitempty"`
 	// Attends that have no answer yet, of any number of tokens.
-	Waiting       uint64 `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	Waiting uint64 `protobuf:"varint,4,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Its time / that of the middle one of the workers that were asked by the same call, half of the time; 0 if there were none.
+	Beside float64 `protobuf:"fixed64,5,opt,name=beside,proto3" json:"beside,omitempty"`
+	// Of how many calls that is known.
+	Compared      uint64 `protobuf:"varint,6,opt,name=compared,proto3" json:"compared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1815,6 +1829,20 @@ func (x *AnswerTimes) GetP95Nanos() uint64 {
 func (x *AnswerTimes) GetWaiting() uint64 {
 	if x != nil {
 		return x.Waiting
+	}
+	return 0
+}
+
+func (x *AnswerTimes) GetBeside() float64 {
+	if x != nil {
+		return x.Beside
+	}
+	return 0
+}
+
+func (x *AnswerTimes) GetCompared() uint64 {
+	if x != nil {
+		return x.Compared
 	}
 	return 0
 }
@@ -1985,17 +2013,20 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\fTenantStatus\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x121\n" +
 	"\x05limit\x18\x02 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x05limit\x12/\n" +
-	"\x04used\x18\x03 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x04used\"\xab\x01\n" +
+	"\x04used\x18\x03 \x01(\v2\x1b.headwater.v1.TenantAmountsR\x04used\"\xce\x01\n" +
 	"\fWorkerStatus\x126\n" +
 	"\x06worker\x18\x01 \x01(\v2\x1e.headwater.v1.DescribeResponseR\x06worker\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05error\x18\x03 \x01(\tR\x05error\x123\n" +
-	"\aanswers\x18\x04 \x01(\v2\x19.headwater.v1.AnswerTimesR\aanswers\"w\n" +
+	"\aanswers\x18\x04 \x01(\v2\x19.headwater.v1.AnswerTimesR\aanswers\x12!\n" +
+	"\fweight_share\x18\x05 \x01(\x01R\vweightShare\"\xab\x01\n" +
 	"\vAnswerTimes\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x1b\n" +
 	"\tp50_nanos\x18\x02 \x01(\x04R\bp50Nanos\x12\x1b\n" +
 	"\tp95_nanos\x18\x03 \x01(\x04R\bp95Nanos\x12\x18\n" +
-	"\awaiting\x18\x04 \x01(\x04R\awaiting\"P\n" +
+	"\awaiting\x18\x04 \x01(\x04R\awaiting\x12\x16\n" +
+	"\x06beside\x18\x05 \x01(\x01R\x06beside\x12\x1a\n" +
+	"\bcompared\x18\x06 \x01(\x04R\bcompared\"P\n" +
 	"\n" +
 	"StateCount\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.headwater.v1.JobStateR\x05state\x12\x14\n" +

@@ -1116,7 +1116,9 @@ type DescribeResponse struct {
 	Leaving bool `protobuf:"varint,15,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	// Whether its kernel has a matrix unit for arithmetic in tiles, which is slower than chain without one. Absent from a worker that
 	// does not say. Since version 1.4.
-	MatrixUnit    *bool `protobuf:"varint,16,opt,name=matrix_unit,json=matrixUnit,proto3,oneof" json:"matrix_unit,omitempty"`
+	MatrixUnit *bool `protobuf:"varint,16,opt,name=matrix_unit,json=matrixUnit,proto3,oneof" json:"matrix_unit,omitempty"`
+	// Whether its weight was given to it, so that no other one is made of its speed. Since version 1.4.
+	WeightGiven   bool `protobuf:"varint,17,opt,name=weight_given,json=weightGiven,proto3" json:"weight_given,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1259,6 +1261,13 @@ func (x *DescribeResponse) GetLeaving() bool {
 func (x *DescribeResponse) GetMatrixUnit() bool {
 	if x != nil && x.MatrixUnit != nil {
 		return *x.MatrixUnit
+	}
+	return false
+}
+
+func (x *DescribeResponse) GetWeightGiven() bool {
+	if x != nil {
+		return x.WeightGiven
 	}
 	return false
 }
@@ -3769,7 +3778,7 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x03(\x02R\x06before\x12\x12\n" +
 	"\x04sink\x18\a \x03(\x02R\x04sink\x12\x16\n" +
 	"\x06tokens\x18\b \x03(\rR\x06tokens\"\x11\n" +
-	"\x0fDescribeRequest\"\xfc\x03\n" +
+	"\x0fDescribeRequest\"\x9f\x04\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\fR\x04boot\x12\x18\n" +
@@ -3790,7 +3799,8 @@ const file_headwater_v1_worker_proto_rawDesc = "" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x12\x18\n" +
 	"\aleaving\x18\x0f \x01(\bR\aleaving\x12$\n" +
 	"\vmatrix_unit\x18\x10 \x01(\bH\x00R\n" +
-	"matrixUnit\x88\x01\x01B\x0e\n" +
+	"matrixUnit\x88\x01\x01\x12!\n" +
+	"\fweight_given\x18\x11 \x01(\bR\vweightGivenB\x0e\n" +
 	"\f_matrix_unit\"J\n" +
 	"\x12SetDrainingRequest\x12\x1a\n" +
 	"\bdraining\x18\x01 \x01(\bR\bdraining\x12\x18\n" +

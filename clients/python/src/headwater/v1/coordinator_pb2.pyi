@@ -274,28 +274,34 @@ class TenantStatus(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., limit: _Optional[_Union[_worker_pb2.TenantAmounts, _Mapping]] = ..., used: _Optional[_Union[_worker_pb2.TenantAmounts, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker", "address", "error", "answers")
+    __slots__ = ("worker", "address", "error", "answers", "weight_share")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_SHARE_FIELD_NUMBER: _ClassVar[int]
     worker: _worker_pb2.DescribeResponse
     address: str
     error: str
     answers: AnswerTimes
-    def __init__(self, worker: _Optional[_Union[_worker_pb2.DescribeResponse, _Mapping]] = ..., address: _Optional[str] = ..., error: _Optional[str] = ..., answers: _Optional[_Union[AnswerTimes, _Mapping]] = ...) -> None: ...
+    weight_share: float
+    def __init__(self, worker: _Optional[_Union[_worker_pb2.DescribeResponse, _Mapping]] = ..., address: _Optional[str] = ..., error: _Optional[str] = ..., answers: _Optional[_Union[AnswerTimes, _Mapping]] = ..., weight_share: _Optional[float] = ...) -> None: ...
 
 class AnswerTimes(_message.Message):
-    __slots__ = ("count", "p50_nanos", "p95_nanos", "waiting")
+    __slots__ = ("count", "p50_nanos", "p95_nanos", "waiting", "beside", "compared")
     COUNT_FIELD_NUMBER: _ClassVar[int]
     P50_NANOS_FIELD_NUMBER: _ClassVar[int]
     P95_NANOS_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
+    BESIDE_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_FIELD_NUMBER: _ClassVar[int]
     count: int
     p50_nanos: int
     p95_nanos: int
     waiting: int
-    def __init__(self, count: _Optional[int] = ..., p50_nanos: _Optional[int] = ..., p95_nanos: _Optional[int] = ..., waiting: _Optional[int] = ...) -> None: ...
+    beside: float
+    compared: int
+    def __init__(self, count: _Optional[int] = ..., p50_nanos: _Optional[int] = ..., p95_nanos: _Optional[int] = ..., waiting: _Optional[int] = ..., beside: _Optional[float] = ..., compared: _Optional[int] = ...) -> None: ...
 
 class StateCount(_message.Message):
     __slots__ = ("state", "count")

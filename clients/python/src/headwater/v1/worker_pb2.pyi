@@ -208,7 +208,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining", "processor", "processor_features", "zone", "leaving", "matrix_unit")
+    __slots__ = ("name", "boot", "version", "weight", "budget_bytes", "used_bytes", "threads", "kernel", "spare_bytes", "load", "draining", "processor", "processor_features", "zone", "leaving", "matrix_unit", "weight_given")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +225,7 @@ class DescribeResponse(_message.Message):
     ZONE_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     MATRIX_UNIT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_GIVEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     boot: bytes
     version: str
@@ -241,7 +242,8 @@ class DescribeResponse(_message.Message):
     zone: str
     leaving: bool
     matrix_unit: bool
-    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ..., processor: _Optional[str] = ..., processor_features: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ..., leaving: bool = ..., matrix_unit: bool = ...) -> None: ...
+    weight_given: bool
+    def __init__(self, name: _Optional[str] = ..., boot: _Optional[bytes] = ..., version: _Optional[str] = ..., weight: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., threads: _Optional[int] = ..., kernel: _Optional[str] = ..., spare_bytes: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., draining: bool = ..., processor: _Optional[str] = ..., processor_features: _Optional[_Iterable[str]] = ..., zone: _Optional[str] = ..., leaving: bool = ..., matrix_unit: bool = ..., weight_given: bool = ...) -> None: ...
 
 class SetDrainingRequest(_message.Message):
     __slots__ = ("draining", "leaving")
