@@ -81,11 +81,18 @@ func generate(t *testing.T, c *cluster) (*generation, []client.Layer) {
 // step lets tokens [from, to) pass all layers of a session, and compares what they see with the job.
 func (g *generation) step(s *client.Session, from, to int) {
 	g.t.Helper()
+	if err := g.see(s, from, to); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// see is step for a goroutine that is not the test's.
+func (g *generation) see(s *client.Session, from, to int) error {
 	q, kv := g.heads*g.dim, g.kv*g.dim
 	for i, l := range g.layers {
 		context, lse := make([]float32, (to-from)*q), make([]float32, (to-from)*g.heads)
 		if err := s.Step(g.ctx, i, l.q[from*q:to*q], l.k[from*kv:to*kv], l.v[from*kv:to*kv], context, lse); err != nil {
-			g.t.Fatal(err)
+			return err
 		}
 		for _, c := range []struct {
 			name      string
@@ -93,11 +100,12 @@ func (g *generation) step(s *client.Session, from, to int) {
 		}{{"context", context, l.context[from*q : to*q]}, {"lse", lse, l.lse[from*g.heads : to*g.heads]}} {
 			for j := range c.want {
 				if math.Float32bits(c.got[j]) != math.Float32bits(c.want[j]) {
-					g.t.Fatalf("layer %d, tokens %d to %d: element %d of %s is %x, the job's is %x", i, from, to, j, c.name, c.got[j], c.want[j])
+					return fmt.Errorf("layer %d, tokens %d to %d: element %d of %s is %x, the job's is %x", i, from, to, j, c.name, c.got[j], c.want[j])
 				}
 			}
 		}
 	}
+	return nil
 }
 
 // TestAModelStepsThroughASession goes through the tokens of a real model on clusters that differ in what must not matter:

@@ -301,7 +301,7 @@ func TestATokenIsATenant(t *testing.T) {
 	listed := coord(t, "tenants", "list", "--file", file, "-o", "json")
 	listed.succeeds(t)
 	coord(t, "tenants", "remove", "ann", "--file", file).succeeds(t)
-	awaitReading(t, c, 1)
+	awaitSaid(t, c, "certificates were read again", 1)
 	by(annFile, "status").fails(t, 4, "its token is no tenant's")
 	g.step(direct, 5, 6) // until its capability ends
 	by(opsFile, "sessions", "drop", direct.ID().String()).succeeds(t)

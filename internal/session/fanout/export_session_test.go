@@ -53,14 +53,23 @@ func TestAnExportGoesOnElsewhere(t *testing.T) {
 	}
 }
 
-// TestAnExportWithoutCopiesIsLost: where nobody else has the rest, the error says who had it.
-func TestAnExportWithoutCopiesIsLost(t *testing.T) {
+// TestAnExportWithoutCopies goes on where it was if the stream breaks, and where nobody has the rest, the error says who had it.
+func TestAnExportWithoutCopies(t *testing.T) {
 	p, alone := startCopied(t, 2, 0, two...), start(t, 1, two...)
 	if err := p.step(t, alone, 1, 0); err != nil {
 		t.Fatal(err)
 	}
+	req := &headwaterv1.ExportSessionRequest{Session: p.id[:]}
+	want, err := exported(t, alone.conns, alone.place(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
 	p.torn[1].Store(1)
-	_, err := exported(t, p.conns, p.at, &headwaterv1.ExportSessionRequest{Session: p.id[:]})
+	if got, err := exported(t, p.conns, p.at, req); err != nil || !slices.Equal(got, want) {
+		t.Errorf("the stream breaks: %v, not %v: %v", got, want, err)
+	}
+	p.kill[1]()
+	_, err = exported(t, p.conns, p.at, req)
 	if e, ok := session.FromError(err); !ok || e.Reason() != session.Lost || e.Why.GetHolder() != "w2" {
 		t.Errorf("got %v", err)
 	}

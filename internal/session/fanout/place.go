@@ -261,10 +261,11 @@ func gone(err error) string {
 	return ""
 }
 
-// over makes a call under an epoch with all holders of a session. If a holder is lost and the others can replace it,
-// over makes the call again with these; if the holders have changed, with the current ones. Repeating the call must
-// succeed at a holder that has done it.
+// over makes a call under an epoch with all holders of a session. If a connection broke, as one does whose certificate has expired, over
+// makes the call again, once. If a holder is lost and the others can replace it, it makes the call again with these; if the
+// holders have changed, with the current ones. Repeating the call must succeed at a holder that has done it.
 func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, do func(h *Holding) (*headwaterv1.SessionState, error)) (*headwaterv1.SessionState, error) {
+	var tried bool
 	for again := 0; ; again++ {
 		h, err := c.opened(ctx, p, p.Holding(), driver)
 		if err != nil {
@@ -275,6 +276,10 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 			return state, err
 		}
 		if p.Holding() != h {
+			continue
+		}
+		if Unreached(err) && !tried {
+			tried = true
 			continue
 		}
 		name, moved := gone(err), error(nil)
@@ -307,14 +312,19 @@ func instead(err, moved error) error {
 	return fmt.Errorf("%w; and to go on with other holders: %v", err, moved)
 }
 
-// past makes a call that raises no epoch with all holders of a session, or with the reachable ones if they have all
-// groups, or with others if the session has moved.
+// past makes a call that raises no epoch with all holders of a session, once more if a connection broke, or with the reachable ones
+// if they have all groups, or with others if the session has moved.
 func (c *Conns) past(ctx context.Context, p *Place, do func(h *Holding) error) error {
 	from := p.Holding()
+	var tried bool
 	for h := from; ; {
 		err := do(h)
 		if err == nil {
 			return nil
+		}
+		if Unreached(err) && !tried && ctx.Err() == nil {
+			tried = true
+			continue
 		}
 		if rest, whole := h.without(gone(err)); whole {
 			h = rest

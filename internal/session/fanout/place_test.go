@@ -34,6 +34,29 @@ type copied struct {
 	sleep []*sleep       // of each holder's connections
 	asked []atomic.Int64 // how often each holder was asked whether it is there
 	torn  []atomic.Int64 // of each holder, after how many messages its next stream breaks, -1 is never
+	cut   []atomic.Int32 // of each holder, when in its next call its connections end: cutBefore or cutAfter it is done; else never
+}
+
+const (
+	cutBefore = 1 + iota
+	cutAfter
+)
+
+// cutting ends the connections of a server in a call.
+func cutting(when *atomic.Int32, conns *sleep) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+		at := when.Swap(0)
+		if at == cutBefore {
+			conns.cut()
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		resp, err := handle(ctx, req)
+		if at == cutAfter {
+			conns.cut()
+		}
+		return resp, err
+	}
 }
 
 // torn is a stream that breaks after some messages.
@@ -53,11 +76,29 @@ func (s torn) SendMsg(m any) error {
 type sleep struct {
 	net.Listener
 	awake sync.RWMutex
+
+	mu    sync.Mutex
+	conns []net.Conn
 }
 
 func (s *sleep) Accept() (net.Conn, error) {
 	conn, err := s.Listener.Accept()
+	if err == nil {
+		s.mu.Lock()
+		s.conns = append(s.conns, conn)
+		s.mu.Unlock()
+	}
 	return sleeper{conn, s}, err
+}
+
+// cut ends all connections.
+func (s *sleep) cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, conn := range s.conns {
+		_ = conn.Close() // it may have ended before
+	}
+	s.conns = nil
 }
 
 type sleeper struct {
@@ -93,7 +134,7 @@ func (p pulse) Check(context.Context, *healthv1.HealthCheckRequest) (*healthv1.H
 func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copied {
 	t.Helper()
 	waits := grpc.WithKeepaliveParams(keepalive.ClientParameters{}) // for ever for a holder that hangs
-	p := &copied{plain: &plain{peers: connect(t, waits), layers: layers, id: [16]byte{7}}, asked: make([]atomic.Int64, n), torn: make([]atomic.Int64, n)}
+	p := &copied{plain: &plain{peers: connect(t, waits), layers: layers, id: [16]byte{7}}, asked: make([]atomic.Int64, n), torn: make([]atomic.Int64, n), cut: make([]atomic.Int32, n)}
 	for l, layer := range layers {
 		p.known = append(p.known, &headwaterv1.LayerState{Layer: uint32(l), Hashes: make([]uint64, layer.KVHeads)})
 	}
@@ -101,7 +142,8 @@ func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copi
 	for i := range n {
 		h := &plainholder.Holder{Name: fmt.Sprintf("w%d", i+1), Boot: [16]byte{byte(i + 1)}}
 		p.torn[i].Store(-1)
-		server := grpc.NewServer(append(rpc.ServerOptions(), grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+		asleep := &sleep{}
+		server := grpc.NewServer(append(rpc.ServerOptions(), grpc.ChainUnaryInterceptor(cutting(&p.cut[i], asleep)), grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 			return handle(srv, torn{stream, &p.torn[i]})
 		}))...)
 		h.Register(server)
@@ -110,7 +152,7 @@ func startCopied(t testing.TB, n, replicas int, layers ...shard.LayerSpec) *copi
 			t.Fatal(err)
 		}
 		healthv1.RegisterHealthServer(server, pulse{asked: &p.asked[i]})
-		asleep := &sleep{Listener: listener}
+		asleep.Listener = listener
 		done := make(chan struct{})
 		go func() { defer close(done); _ = server.Serve(asleep) }()
 		kill := func() { server.Stop(); <-done }
@@ -213,6 +255,51 @@ func TestASessionOutlivesHolders(t *testing.T) {
 		step.Truncations, step.Chain = 1, p.known[0].GetChain()
 		if err := p.lane.Start(t.Context(), p.at, step).Wait(t.Context()); !fanout.Is(err, session.Lost) {
 			t.Fatalf("two of three are gone: %v", err)
+		}
+	}
+}
+
+// TestACallWhoseConnectionEndsIsMadeAgain: a session without copies goes on if the connection to a holder ends within a call, as one does
+// whose certificate has expired, whether the holder has done the call or not.
+func TestACallWhoseConnectionEndsIsMadeAgain(t *testing.T) {
+	for name, call := range map[string]func(p *copied) error{
+		"truncate": func(p *copied) error {
+			state, err := p.conns.Truncate(t.Context(), p.at, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 1, Expect: p.known, Id: 99})
+			if n := state.GetLayers(); err == nil && n[0].GetLength() != 1 {
+				return fmt.Errorf("%v was truncated to 1", n)
+			}
+			return err
+		},
+		"fork": func(p *copied) error {
+			child := [16]byte{8}
+			_, err := p.conns.Fork(t.Context(), p.at, &headwaterv1.ForkSessionRequest{Session: p.id[:], Child: child[:], Epoch: p.epoch, ChildEpoch: p.epoch, Expect: p.known})
+			return err
+		},
+		"take": func(p *copied) error {
+			_, err := p.conns.Take(t.Context(), p.at, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: &headwaterv1.Epoch{Counter: 5, Lane: p.epoch.GetLane()}})
+			return err
+		},
+		"pin": func(p *copied) error {
+			_, err := p.conns.Pin(t.Context(), p.at, &headwaterv1.PinSessionRequest{Session: p.id[:], Pinned: true})
+			return err
+		},
+		"drop": func(p *copied) error {
+			return p.conns.End(t.Context(), p.at, &headwaterv1.DropSessionRequest{Session: p.id[:]})
+		},
+	} {
+		for when := range cutAfter + 1 { // 0 is never
+			p, alone := startCopied(t, 2, 0, two...), start(t, 1, two...)
+			for i := range 4 {
+				if err := p.step(t, alone, uint64(i), i%2); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i := range p.cut {
+				p.cut[i].Store(int32(when))
+			}
+			if err := call(p); err != nil {
+				t.Errorf("%s, cut at %d: %v", name, when, err)
+			}
 		}
 	}
 }
