@@ -12,21 +12,6 @@ shift
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Licenses of all that is linked into the programs.
-licenses() {
-  cat "$root/LICENSE"
-  (cd "$root" && go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}} {{.Dir}}{{end}}{{end}}' ./cmd/...) | sort -u |
-    while read -r path version folder; do
-      for file in "$folder"/LICENSE* "$folder"/COPYING* "$folder"/NOTICE*; do
-        [ -f "$file" ] || continue
-        printf '\n==== %s %s, %s ====\n\n' "$path" "$version" "${file##*/}"
-        cat "$file"
-      done
-    done
-  printf '\n==== Go, LICENSE ====\n\n'
-  cat "$(go env GOROOT)/LICENSE"
-}
-
 for platform in "$@"; do
   if [ "$platform" = sdist ]; then
     (cd "$here" && "$python" -m hatchling build -t sdist -d "$out")
@@ -39,6 +24,6 @@ for platform in "$@"; do
   else
     (cd "$root" && CGO_ENABLED=0 GOOS=${platform%/*} GOARCH=${platform#*/} go build -trimpath -ldflags "${LDFLAGS:--s -w}" -o "$folder/" ./cmd/coord ./cmd/worker)
   fi
-  licenses >"$folder/LICENSES.txt"
+  (cd "$root/tools" && go run ./licences -texts "$folder/LICENSES.txt" -platform "$platform")
   (cd "$here" && HEADWATER_WHEEL_PLATFORM=$platform HEADWATER_WHEEL_PROGRAMS=$folder "$python" -m hatchling build -t wheel -d "$out")
 done

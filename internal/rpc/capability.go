@@ -161,7 +161,7 @@ func (s *Security) extend(c *securedConn, signed *capability.Signed) error {
 		return err
 	}
 	c.grant = next
-	c.timer.Reset(next.until.Sub(s.cfg.Now()))
+	c.timer.Reset(c.left(next.until))
 	return nil
 }
 

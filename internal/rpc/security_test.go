@@ -396,6 +396,30 @@ func TestAConnectionEndsWithItsCertificate(t *testing.T) {
 	}
 }
 
+// TestAConnectionEndsWithTheServersCertificate also where the client looks at that only when it connects, as those of other languages do.
+func TestAConnectionEndsWithTheServersCertificate(t *testing.T) {
+	c := newCity(t)
+	address := everything(t, c.of(c.issue(certs.Coordinator, "c1", 2*time.Second)))
+	own, err := certs.Read(c.issue(certs.Client, "ann", time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := dialed(t, address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{own.Cert}, InsecureSkipVerify: true})))
+	lane, err := headwaterv1.NewSessionServiceClient(conn).Lane(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lane.Send(&headwaterv1.LaneRequest{Id: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lane.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lane.Recv(); status.Code(err) != codes.Unavailable { // waits for the end of the certificate
+		t.Errorf("the lane ends with %v", err)
+	}
+}
+
 // TestACrowdOfStrangersKeepsNobodyOut lets more strangers stay than are told why, beside one who is let in.
 func TestACrowdOfStrangersKeepsNobodyOut(t *testing.T) {
 	c := newCity(t)

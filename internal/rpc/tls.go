@@ -26,6 +26,7 @@ type securedConn struct {
 	net.Conn
 	s     *Security
 	chain []*x509.Certificate // the peer's; nil if it has shown none
+	own   *x509.Certificate   // what a server has shown: not every client looks at the end of it; nil of a client, and in plain text
 	timer *time.Timer         // ends it
 	ended atomic.Bool
 	// called says of a stranger's connection that a call has come on it, or that it was refused before.
@@ -37,9 +38,9 @@ type securedConn struct {
 	grant    *grant              // by the capabilities that its calls have shown; nil without
 }
 
-// keep makes a connection end when a certificate of the peer's expires.
-func (s *Security) keep(conn net.Conn, chain []*x509.Certificate) *securedConn {
-	c := &securedConn{Conn: conn, s: s, chain: chain}
+// keep makes a connection end when a certificate of the peer's expires, or the one that this end has shown as a server.
+func (s *Security) keep(conn net.Conn, chain []*x509.Certificate, own *x509.Certificate) *securedConn {
+	c := &securedConn{Conn: conn, s: s, chain: chain, own: own}
 	until := chain[0].NotAfter
 	for _, cert := range chain[1:] {
 		if cert.NotAfter.Before(until) {
@@ -49,9 +50,20 @@ func (s *Security) keep(conn net.Conn, chain []*x509.Certificate) *securedConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.live[c] = struct{}{}
-	c.timer = time.AfterFunc(until.Sub(s.cfg.Now()), c.end)
+	c.timer = time.AfterFunc(c.left(until), c.end)
 	return c
 }
+
+// left is how long a connection may stay that may until a time.
+func (c *securedConn) left(until time.Time) time.Duration {
+	if c.own != nil && c.own.NotAfter.Before(until) {
+		until = c.own.NotAfter
+	}
+	return until.Sub(c.s.cfg.Now())
+}
+
+// never is after the end of every certificate.
+var never = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
 
 // end closes a connection of a stranger, or one that was good before. One whose capability was renewed meanwhile goes on.
 func (c *securedConn) end() {
@@ -59,7 +71,7 @@ func (c *securedConn) end() {
 	c.s.mu.Lock()
 	doubt, stranger := c.s.doubtful(c), c.stranger
 	if doubt == "" && c.grant != nil {
-		if left := c.grant.until.Sub(c.s.cfg.Now()); left > 0 {
+		if left := c.left(c.grant.until); left > 0 {
 			c.timer.Reset(left)
 			c.s.mu.Unlock()
 			return
@@ -190,7 +202,7 @@ func (c clientCredentials) ClientHandshake(ctx context.Context, _ string, raw ne
 	case err != nil:
 		return nil, nil, fmt.Errorf("TLS with %s did not come about: %w", raw.RemoteAddr(), plainly(err))
 	}
-	return c.s.keep(conn, chain), credentials.TLSInfo{State: conn.ConnectionState(), CommonAuthInfo: private()}, nil
+	return c.s.keep(conn, chain, nil), credentials.TLSInfo{State: conn.ConnectionState(), CommonAuthInfo: private()}, nil
 }
 
 func (c clientCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -238,7 +250,8 @@ func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 		c.s.refuse(raw.RemoteAddr().String(), certs.Handshake, err.Error())
 		return nil, nil, err
 	}
-	config := tlsConfig(c.s.current().Cert)
+	own := c.s.current().Cert
+	config := tlsConfig(own)
 	// What is wrong with the client's certificate is said in words, to each of its calls: TLS has an alert for it at best.
 	config.ClientAuth = tls.RequestClientCert
 	conn := tls.Server(begun, config)
@@ -249,17 +262,17 @@ func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	}
 	state := conn.ConnectionState()
 	if len(state.PeerCertificates) == 0 {
-		return c.nameless(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows no certificate: give it one by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
+		return c.nameless(conn, own.Leaf, &certs.Error{Reason: certs.NoCertificate, Why: "it shows no certificate: give it one by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
 	}
 	key := capability.KeyOf(state.PeerCertificates[0])
 	if capability.IsKey(state.PeerCertificates) && c.s.takesCapabilities() {
-		return c.admit(conn, &certs.Error{Reason: certs.NoCertificate, Why: "it shows neither a certificate of the cluster's authority nor a capability"}, &key, false)
+		return c.admit(conn, own.Leaf, &certs.Error{Reason: certs.NoCertificate, Why: "it shows neither a certificate of the cluster's authority nor a capability"}, &key, false)
 	}
 	holder, refusal := c.s.verify(state.PeerCertificates)
 	if refusal != nil {
 		return c.stranger(conn, refusal)
 	}
-	kept := c.s.keep(conn, state.PeerCertificates)
+	kept := c.s.keep(conn, state.PeerCertificates, own.Leaf)
 	return kept, caller{AuthInfo: credentials.TLSInfo{State: state, CommonAuthInfo: private()}, holder: holder, conn: kept, key: &key}, nil
 }
 
@@ -272,19 +285,19 @@ const (
 // stranger lets a connection in for a moment, to be told why it is refused. It is none of those that a Flight counts.
 func (c serverCredentials) stranger(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
 	c.s.refuse(conn.RemoteAddr().String(), why.Reason, why.Why)
-	return c.admit(conn, why, nil, true)
+	return c.admit(conn, nil, why, nil, true)
 }
 
 // nameless lets in a connection by TLS without a certificate: its calls may show tokens. Without one in time it is a stranger's.
-func (c serverCredentials) nameless(conn net.Conn, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
+func (c serverCredentials) nameless(conn net.Conn, own *x509.Certificate, why *certs.Error) (net.Conn, credentials.AuthInfo, error) {
 	if !c.s.takesTokens() {
 		return c.stranger(conn, why)
 	}
-	return c.admit(conn, why, nil, false)
+	return c.admit(conn, own, why, nil, false)
 }
 
 // admit lets in a connection of a stranger, which was refused already, or is one unless a call of it shows who it is.
-func (c serverCredentials) admit(conn net.Conn, why *certs.Error, key *[sha256.Size]byte, refused bool) (net.Conn, credentials.AuthInfo, error) {
+func (c serverCredentials) admit(conn net.Conn, own *x509.Certificate, why *certs.Error, key *[sha256.Size]byte, refused bool) (net.Conn, credentials.AuthInfo, error) {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -293,7 +306,7 @@ func (c serverCredentials) admit(conn net.Conn, why *certs.Error, key *[sha256.S
 		return nil, nil, why
 	}
 	s.crowd++
-	made := &securedConn{Conn: conn, s: s, stranger: true}
+	made := &securedConn{Conn: conn, s: s, own: own, stranger: true}
 	made.called.Store(refused)
 	made.timer = time.AfterFunc(strangerTimeout, made.end)
 	return made, caller{AuthInfo: plainInfo(), refusal: why, conn: made, key: key}, nil

@@ -113,7 +113,7 @@ func (s *Security) prove(c caller, peer, token string) (tenants.Tenant, error) {
 		if err := s.settle(c.conn); err != nil {
 			return found, err
 		}
-		c.conn.timer.Stop()
+		c.conn.timer.Reset(c.conn.left(never))
 	}
 	if c.conn.tokens == nil {
 		c.conn.tokens = map[string]struct{}{}

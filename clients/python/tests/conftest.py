@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import headwater
 
 ROOT = Path(__file__).resolve().parents[3]
 COORD = os.environ.setdefault("HEADWATER_COORD", str(ROOT / "bin" / "coord"))
+
+from guarded import Guarded  # noqa: E402  it looks for the program there
 
 
 # `make test-model` runs these.
@@ -37,6 +40,19 @@ def cluster() -> Iterator[str]:
         yield found[0]
         process.terminate()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """A cluster with certificates."""
+    with ExitStack() as stack:
+        yield Guarded(tmp_path_factory.mktemp("guarded"), stack)
+
+
+@pytest.fixture(params=["certificate", "token"])
+def who(request: pytest.FixtureRequest) -> str:
+    """By what a client is let in."""
+    return str(request.param)
 
 
 @pytest.fixture(params=[False, True], ids=["coordinator", "direct"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,29 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guarded import COORD, issue, serving
 
 import headwater
 from headwater import Layer
-
-COORD = os.environ["HEADWATER_COORD"]
-
-
-def issue(folder: Path, *of: tuple[str, str]) -> None:
-    if not folder.exists():
-        subprocess.run([COORD, "certs", "init", "--dir", folder], check=True, stdout=subprocess.DEVNULL)
-    for role, name in of:
-        subprocess.run([COORD, "certs", "issue", role, name, "--dir", folder], check=True, stdout=subprocess.DEVNULL)
-
-
-def serving(stack: ExitStack, *command: str) -> str:
-    """The address of a process that serves."""
-    process = stack.enter_context(subprocess.Popen([COORD, *command, "--listen", "127.0.0.1:0", "--gossip", "", "--log-format", "json"], stderr=subprocess.PIPE, text=True))
-    stack.callback(process.terminate)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("{") and json.loads(line)["msg"] == "serving":
-            return str(json.loads(line)["address"])
-    pytest.fail(f"{command} did not serve")
 
 
 @pytest.fixture(scope="module")
