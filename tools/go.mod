@@ -15,6 +15,7 @@ tool (
 
 require (
 	github.com/bufbuild/protocompile v0.14.2-0.20261020145055-56248e843b50
+	github.com/google/licensecheck v0.3.1
 	golang.org/x/tools v0.52.0
 	google.golang.org/protobuf v1.36.13-0.20261016172727-e9ee2a76ab8e
 )

@@ -1,6 +1,9 @@
 package cli
 
-import "golang.org/x/sys/unix"
+import (
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+)
 
 // Of the files that a process may have open, those that are not for connections of clients, and bounds of these.
 const (
@@ -19,4 +22,9 @@ func maxConnections() int {
 		return mostConns
 	}
 	return int(max(min(int64(min(limit.Cur, mostConns+otherFiles))-otherFiles, mostConns), leastConns))
+}
+
+// addressFlag bounds the connections of an address.
+func addressFlag(flags *pflag.FlagSet, most *int) {
+	flags.IntVar(most, "address-conns", defaultPerAddress, "most connections from one address, of IPv6 from one /64; 0 is no bound")
 }

@@ -50,7 +50,7 @@ func (e *endpointFlags) flags(flags *pflag.FlagSet, role certs.Role, listen, gos
 	flags.StringVar(&e.gossipKeys, "gossip-keys", "", "`file` of the keys that encrypt gossip (default: gossip.key in the folder of --tls-dir)")
 	flags.StringVar(&e.health, "health", "", "`host:port` that answers gRPC health checks in plain text and nothing else, for probes (default: none)")
 	flags.StringVar(&e.gossipAdvertise, "gossip-advertise", "", "`host` or host:port under which others reach gossip (default: the address bound, or that of --advertise, or of this machine)")
-	flags.IntVar(&e.perAddress, "address-conns", defaultPerAddress, "most connections from one address, of IPv6 from one /64; 0 is no bound")
+	addressFlag(flags, &e.perAddress)
 	flags.StringSliceVar(&e.join, "join", nil, "gossip addresses of others, `host:port,...`")
 	flags.IntVar(&e.readyFD, localcluster.ReadyFlag, 0, "file descriptor that is told when the process serves")
 	_ = flags.MarkHidden(localcluster.ReadyFlag) // it is there

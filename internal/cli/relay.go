@@ -42,6 +42,7 @@ func (a *app) relay() *cobra.Command {
 	var open bool
 	var coordinator remote
 	var hedges float64
+	var perAddress int
 	cmd := &cobra.Command{
 		Use: "relay", Short: "Take sessions' steps of this machine directly to the workers", Args: exactly(),
 		Long: "Serve sessions on this machine as a coordinator does, but without jobs: clients speak to the relay, and it\n" +
@@ -72,7 +73,7 @@ func (a *app) relay() *cobra.Command {
 				}
 				plain = &one
 			}
-			return a.runRelay(cmd.Context(), at, plain, coordinator, hedges)
+			return a.runRelay(cmd.Context(), at, plain, coordinator, hedges, perAddress)
 		},
 	}
 	flags := cmd.Flags()
@@ -80,6 +81,7 @@ func (a *app) relay() *cobra.Command {
 	flags.StringVar(&lanes, "lanes", "", "a second `address` for plain lanes, which carry steps without HTTP/2: unix:/path, or host:port of loopback; empty is none")
 	coordinator.flags(flags)
 	hedgeFlag(flags, &hedges)
+	addressFlag(flags, &perAddress)
 	flags.BoolVar(&open, "allow-remote", false, "let --listen name an address that other machines reach: --tls-dir is then the folder of a relay; with --insecure, everyone who reaches it can use every session")
 	return cmd
 }
@@ -162,7 +164,7 @@ func listenRelay(ctx context.Context, at address.Address) (*relayListener, error
 	return &relayListener{bound, serving.String(), release}, nil
 }
 
-func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.Address, coordinator remote, hedges float64) (err error) {
+func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.Address, coordinator remote, hedges float64, perAddress int) (err error) {
 	log := a.logger().With("relay", os.Getpid())
 	security, options, err := secureRelay(at, coordinator.security, log)
 	if err != nil {
@@ -188,7 +190,7 @@ func (a *app) runRelay(ctx context.Context, at address.Address, lanes *address.A
 		ready.Lanes = plain.address
 	}
 	relay := sessions.NewDirect(name, conn, security, hedges, log)
-	flight := sessions.NewFlight(0, maxConnections(), defaultPerAddress, log)
+	flight := sessions.NewFlight(0, maxConnections(), perAddress, log)
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
