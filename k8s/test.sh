@@ -84,9 +84,29 @@ cluster down > /dev/null 2>&1 || true # of a run that was killed
 cluster up
 cluster image "$work/images.tar" > /dev/null
 kubectl apply -f k8s/base/namespace.yaml
+dry_run() { kubectl apply -k "$1" --dry-run=server --validate=strict > /dev/null || fail "the API server does not take $1"; }
 for folder in base overlays/local overlays/production; do
-  kubectl apply -k "k8s/$folder" --dry-run=server --validate=strict > /dev/null
+  dry_run "k8s/$folder"
 done
+# Components have kinds of other projects, of which the API server learns the names alone.
+for kind in issuers.cert-manager.io/v1/Issuer certificates.cert-manager.io/v1/Certificate servicemonitors.monitoring.coreos.com/v1/ServiceMonitor; do
+  IFS=/ read -r name version kind <<< "$kind"
+  kubectl apply -f - > /dev/null << CRD
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: $name}
+spec:
+  group: ${name#*.}
+  scope: Namespaced
+  names: {plural: ${name%%.*}, kind: $kind}
+  versions: [{name: $version, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
+CRD
+  kubectl wait --for=condition=Established "crd/$name" > /dev/null
+done
+mkdir -p "$work/all"
+up=$(realpath --relative-to "$work/all" k8s)
+{ echo "resources: [$up/overlays/production]"; echo 'components:'; for folder in k8s/components/*/; do echo "  - $up/components/$(basename "$folder")"; done; } > "$work/all/kustomization.yaml"
+dry_run "$work/all"
 "$coord" certs secrets coordinator worker client --dir "$work/certs" | kubectl apply --server-side -f -
 kubectl apply -k k8s/overlays/local
 rolled() { kubectl rollout status --timeout 180s "statefulset/headwater-$1"; }
@@ -113,6 +133,7 @@ remote status
 . k8s/test-sessions.sh
 if [ "$only" != figures ]; then
   . k8s/test-jobs.sh
+  . k8s/test-tenants.sh
   . k8s/test-strangers.sh
 fi
 

@@ -41,13 +41,14 @@ func main() {
 func run() error {
 	coordinator := flag.String("coordinator", "", "`host:port` of the coordinator")
 	tls := flag.String("tls-dir", "", "`folder` of the client's certificate")
+	token := flag.String("token-file", "", "`file` of the tenant's token")
 	sessions := flag.Int("sessions", 4, "sessions")
 	flag.Parse()
 	want, err := expected()
 	if err != nil {
 		return err
 	}
-	c, err := client.DialWith(*coordinator, client.DialOptions{TLSDir: *tls})
+	c, err := client.DialWith(*coordinator, client.DialOptions{TLSDir: *tls, TokenFile: *token})
 	if err != nil {
 		return err
 	}
