@@ -8,6 +8,7 @@ import (
 // kernels are what this machine can run, the best first.
 var kernels = func() []kernel {
 	var all []kernel
+	narrow := &avx2
 	if processor.Has(processor.AVX2, processor.FMA, processor.F16C, processor.BMI1) {
 		if processor.Has(processor.AVX512F, processor.AVX512BW, processor.AVX512DQ, processor.AVX512VL) {
 			v := &avx512
@@ -15,14 +16,14 @@ var kernels = func() []kernel {
 			case processor.AMD(processor.Zen5):
 				v = &zen5
 			case processor.AMD(0):
-				v = &zen4
+				v, narrow = &zen4, &avx2Zen4
 			}
 			if processor.Tiles() == nil {
 				all = append(all, withMatrixUnit(v))
 			}
 			all = append(all, assembled("avx512", v))
 		}
-		all = append(all, assembled("avx2", &avx2))
+		all = append(all, assembled("avx2", narrow))
 	}
 	return append(all, portable)
 }()
@@ -101,3 +102,10 @@ var avx2 = vector{
 	tileScores:    tileScores_avx2,
 	tileValues:    tileValues_avx2,
 }
+
+// avx2Zen4 is avx2 as it prefetches best on Zen 4.
+var avx2Zen4 = func() vector {
+	v := avx2
+	v.streams, v.tileStreams = [...]int{1, 1, 1, 1}, avx2.streams[0]
+	return v
+}()

@@ -154,6 +154,9 @@ func (r *routines) ahead(dt tensor.DType) *uintptr {
 		all[i] = uintptr(r.rnd.Uint64())
 	}
 	all[r.v.streams[storageIndex(dt)]+2] &= 1
+	if r.rnd.IntN(2) == 0 {
+		all[1] = 0
+	}
 	return &all[0]
 }
 

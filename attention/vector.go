@@ -29,6 +29,8 @@ type vector struct {
 	// streams is how many streams of memory scores and accumulate prefetch side by side, at most maxStreams, in the order of
 	// storageIndex.
 	streams [4]int
+	// tileStreams is the same for arithmetic in tiles, if there it is another number than for bf16.
+	tileStreams int
 	// oneStream has all tiles prefetch one stream, into the first cache: what the processor does best.
 	oneStream bool
 	// tileRows is how many rows the largest tile has, in the order of storageIndex. It is only needed if all tiles prefetch.
@@ -97,7 +99,8 @@ type (
 	columnFunc  = func(dst, src *byte, n int)
 	// scoresFunc is kernel.scores for rows of q that lie stride bytes apart; carry 0 begins the chains at +0 instead of
 	// s. Meanwhile it prefetches as much memory as k has, in equal parts from each of the addresses ahead [streams] on,
-	// unless ahead is nil: in the first tile of rows, or in all of them. In the latter case ahead goes on: how many tiles
+	// unless ahead is nil: in the first tile of rows, or in all of them. In the first tile a second address of 0 says that there is one
+	// stream alone, for the second cache. In the latter case ahead goes on: how many tiles
 	// there are, how many bytes each stream skips after every 512 of them, and whether there is one stream alone, from the first
 	// address, without skips, or, if the kernel has leadRows, whether the first tile prefetches what it is about to read instead.
 	scoresFunc = func(s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr)
@@ -166,8 +169,9 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 		most = pairRows
 	}
 	b.lead = l.arithmetic == Chain && rows <= v.leadRows[storage] && (rows <= v.leadApart[storage] || b.goesOn(page))
+	told := b.ahead[b.streams():]
+	told[0] = 0
 	if most > 0 {
-		told := b.ahead[v.streams[storage]:]
 		told[0], told[1], told[2] = uintptr((rows+most-1)/most), 0, 0
 		if v.oneStream || b.lead {
 			told[2] = 1
@@ -410,7 +414,13 @@ func (b *block) far() bool {
 }
 
 // streams is how many streams the block's pages are prefetched in.
-func (b *block) streams() int { return b.kernel.vector.streams[storageIndex(b.kv.Layout.dt)] }
+func (b *block) streams() int {
+	v, l := b.kernel.vector, b.kv.Layout
+	if l.arithmetic != Chain && v.tileStreams > 0 {
+		return v.tileStreams
+	}
+	return v.streams[storageIndex(l.dt)]
+}
 
 // nextPage returns the page that the block comes to after that one, wherever it is, or nil.
 func (b *block) nextPage(page int) []byte {

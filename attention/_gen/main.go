@@ -442,7 +442,8 @@ func (s spread) loop(count reg.Register, bytes int, turn func(after func(d int))
 	Label(end)
 }
 
-// An ask is for memory that is needed later: what comes next of each of some streams, as many as the instruction set has.
+// An ask is for memory that is needed later: what comes next of each of some streams, as many as the instruction set has, or of the
+// first if the second is 0.
 type ask []reg.Register
 
 // turn is how many unrolled steps an inner loop that asks does at a time: they ask each stream for the same.
@@ -455,6 +456,24 @@ func (a ask) after(d, bytes int) {
 	for j := d * lines / (turn() * unroll); j < (d+1)*lines/(turn()*unroll); j++ {
 		PREFETCHT0(Mem{Base: a[j%turn()], Disp: j / turn() * 64})
 	}
+}
+
+// alone writes an inner loop over the steps in count, unroll at a time, that asks for what comes next of the first stream alone,
+// into the second cache.
+func (a ask) alone(count reg.Register, bytes int, turn func(after func(d int))) {
+	loop, end := label("turn"), label("end")
+	Label(loop)
+	SUBQ(U8(unroll), count)
+	JLT(LabelRef(end))
+	turn(func(d int) {
+		lines := max(bytes/64, 1)
+		for j := d * lines / unroll; j < (d+1)*lines/unroll; j++ {
+			PREFETCHT1(Mem{Base: a[0], Disp: 64 * j})
+		}
+	})
+	ADDQ(U32(bytes), a[0])
+	JMP(LabelRef(loop))
+	Label(end)
 }
 
 // goOn goes on by so many bytes in each stream.
@@ -707,9 +726,14 @@ func scores(dt dtype) {
 // scores writes the inner loop of scores: the dimensions in count, as far as they are a multiple of unroll; at few,
 // the rest is less by unroll.
 func (a ask) scores(t tile, dt dtype, count, keys reg.Register, few string, steps func(n int, after func(int))) {
-	loop, plain, short := label("dims"), label("plain"), label("short")
+	loop, plain, short, all := label("dims"), label("plain"), label("short"), label("streams")
 	TESTQ(a[0], a[0])
 	JZ(LabelRef(plain))
+	TESTQ(a[1], a[1])
+	JNZ(LabelRef(all))
+	a.alone(count, unroll*t.cols*isa.w*dt.size, func(after func(int)) { steps(unroll, after) })
+	JMP(LabelRef(few))
+	Label(all)
 	SUBQ(U8(turn()*unroll), count)
 	JLT(LabelRef(short))
 	Label(loop)
@@ -844,9 +868,19 @@ func accumulate(dt dtype) {
 				goOn(unroll)
 			}, t.leads(dt, len(isa.values), func(p, disp int) Mem { return position(vp, p, disp) }))
 		} else {
-			loop, short, plain := label("positions"), label("short"), label("plain")
+			loop, short, plain, all := label("positions"), label("short"), label("plain"), label("streams")
 			CMPQ(streams, U8(0))
 			JEQ(LabelRef(plain))
+			CMPQ(streams.Offset(8), U8(0))
+			JNE(LabelRef(all))
+			MOVQ(streams, next[0])
+			next.alone(i, unroll*t.cols*isa.w*dt.size, func(after func(int)) {
+				steps(unroll, after)
+				goOn(unroll)
+			})
+			MOVQ(next[0], streams)
+			JMP(LabelRef(few))
+			Label(all)
 			SUBQ(U8(turn()*unroll), i)
 			JLT(LabelRef(short))
 			for j, r := range next {
