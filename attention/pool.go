@@ -37,6 +37,9 @@ const (
 	unitWorkPortable = 1 << 19
 	// turnWork is the multiply-adds of a turn, about as long as it takes to pass a thread on.
 	turnWork = 1 << 16
+	// stretchWork is the multiply-adds that a call makes before it gives way between two tasks to others of its class, about those of
+	// a split: if many wait, to pass a thread on after each of many small tasks takes longer than it is worth.
+	stretchWork = 1 << 21
 	// foregroundRun is how many foreground calls in a row get a thread while a background call waits for one.
 	foregroundRun = 3
 	// spinTime is how long an idle helper looks for a call before it sleeps, if calls follow each other as fast as that: to
@@ -49,7 +52,7 @@ const (
 
 // Pool is a number of threads, with room to work in, that several callers share. A caller acquires one; the threads
 // that no one has help those calls that have more than one task. A thread that has ended a task goes to who waits for
-// one, so that no call holds up others for longer than a task; background calls also give way within a task. Those of one
+// one, so that no call holds up others for longer than two of the larger ones; background calls also give way within a task. Those of one
 // flow get it as they came, and flows take turns by the work that they have done (Turn). No bit of an answer depends on any
 // of this. A pool is safe for concurrent use.
 type Pool struct {
@@ -428,7 +431,7 @@ func (t *Thread) share(ctx context.Context, do tasks, n int, helped bool) error 
 }
 
 // take does one task after the other. Where others wait for a thread, a helper leaves between tasks, and who called lets
-// them go first.
+// them go first after a stretch of them.
 func (t *Thread) take(w *work, helper bool) {
 	for w.failed.Load() == nil {
 		i := int(w.next.Add(1)) - 1
@@ -444,10 +447,12 @@ func (t *Thread) take(w *work, helper bool) {
 			return
 		}
 		if t.pool.waits.Load() > 0 && !w.exhausted() {
-			if helper {
+			switch {
+			case helper:
 				return
+			case t.done >= stretchWork || t.class == Background && t.pool.urgent.Load() > 0:
+				t.giveWay()
 			}
-			t.giveWay()
 		}
 	}
 }

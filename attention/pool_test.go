@@ -214,6 +214,59 @@ func TestPoolTakesTurns(t *testing.T) {
 	}
 }
 
+// paced are tasks of so many multiply-adds each, which note when they run.
+type paced struct {
+	name string
+	work int
+	ran  *[]string // guarded by the only thread
+}
+
+func (p paced) task(_ context.Context, t *Thread, _ int) error {
+	*p.ran = append(*p.ran, p.name)
+	t.did(p.work, selected.Load().kernel)
+	return nil
+}
+
+// TestCallsGiveWayInStretches: while another of its class waits, a call does small tasks until they are a stretch; one in the background
+// lets the foreground go first after any task.
+func TestCallsGiveWayInStretches(t *testing.T) {
+	for _, c := range []struct {
+		first, second Class
+		work          int
+		want          string
+	}{
+		{Foreground, Foreground, stretchWork / 4, "[a a a a b a a a]"},
+		{Foreground, Foreground, stretchWork, "[a b a a a a a a]"},
+		{Foreground, Background, stretchWork, "[a a a a b a a a]"}, // of four turns three go to the foreground
+		{Background, Background, stretchWork / 3, "[a a a a b a a a]"},
+		{Background, Foreground, stretchWork / 64, "[a b a a a a a a]"},
+	} {
+		p := NewPool(1)
+		first := acquire(t, p, c.first)
+		var ran []string
+		var other sync.WaitGroup
+		other.Go(func() {
+			second := acquire(t, p, c.second)
+			defer second.Release()
+			if err := second.share(context.Background(), paced{"b", 1, &ran}, 1, true); err != nil {
+				t.Error(err)
+			}
+		})
+		for p.waits.Load() != 1 {
+			runtime.Gosched()
+		}
+		if err := first.share(context.Background(), paced{"a", c.work, &ran}, 7, true); err != nil {
+			t.Error(err)
+		}
+		first.Release()
+		other.Wait()
+		p.Close()
+		if fmt.Sprint(ran) != c.want {
+			t.Errorf("%v before %v, %d multiply-adds a task: %v, want %s", c.first, c.second, c.work, ran, c.want)
+		}
+	}
+}
+
 // TestFlowsTakeTurns: a flow of which fewer calls wait gets a thread as often as one of which many do, if they are the same work, and half
 // as often if its calls are twice as much.
 func TestFlowsTakeTurns(t *testing.T) {
