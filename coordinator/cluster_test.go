@@ -85,6 +85,8 @@ type workerOptions struct {
 	stream grpc.StreamServerInterceptor
 	// stats, where given, is told of the worker's connections.
 	stats stats.Handler
+	// members, where given, are those of the cluster that it knows.
+	members func() []membership.Member
 	// dialect, where given, is the protocol version that it answers with.
 	dialect string
 	// matrix, where given, is whether it says that it has a matrix unit. It computes the same either way.
@@ -96,7 +98,7 @@ func startWorker(t *testing.T, name string, o workerOptions) *node {
 	if o.budget == 0 {
 		o.budget = 1 << 28
 	}
-	w, err := worker.New(worker.Config{Name: name, Boot: uuid.New(), Version: "test", Weight: max(o.weight, 1), Budget: o.budget, Threads: max(o.threads, 1)})
+	w, err := worker.New(worker.Config{Name: name, Boot: uuid.New(), Version: "test", Weight: max(o.weight, 1), Budget: o.budget, Threads: max(o.threads, 1), Members: o.members})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
+	"headwater.example/internal/membership"
 )
 
 // TestACoordinatorThatStartsAwaitsItsWorkers: until those that it knew before have joined, or a minute has passed, a session that
@@ -70,6 +72,50 @@ func TestACoordinatorThatStartsAwaitsItsWorkers(t *testing.T) {
 	later.Store(int64(time.Minute))
 	if _, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{}); !errors.Is(err, client.ErrGone) {
 		t.Errorf("after a minute: %v", err)
+	}
+}
+
+// TestAWorkerThatHasJoinedSaysWhereTheOthersAre: a coordinator has started again, and one worker has found it. A session that others hold as
+// well goes on, relayed and direct, and no copy is made in the place of what these have.
+func TestAWorkerThatHasJoinedSaysWhereTheOthersAre(t *testing.T) {
+	var all atomic.Pointer[[]membership.Member]
+	all.Store(&[]membership.Member{})
+	known := workerOptions{members: func() []membership.Member { return *all.Load() }}
+	config := coordinator.Config{DataDir: t.TempDir(), Replicas: 1}
+	c := startCluster(t, clusterOptions{workers: []workerOptions{known, known, known}, config: config})
+	everybody := c.view.Members()
+	all.Store(&everybody)
+	row := make([]float32, 8)
+	for _, direct := range []bool{false, true} {
+		c.view.set(everybody...)
+		s, err := c.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{{Heads: 2, KVHeads: 2, HeadDim: 4}}, Direct: direct})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Keep(true)
+		if err := s.Step(t.Context(), 0, row, row, row, make([]float32, 8), make([]float32, 2)); err != nil {
+			t.Fatal(err)
+		}
+		before, err := c.FindSession(t.Context(), s.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.stop()
+		first := slices.IndexFunc(everybody, func(m membership.Member) bool { return m.Name == before.Holders[0].Name })
+		c.view.set(everybody[first])
+		c.start(t, config)
+		back, err := c.Attach(t.Context(), s.ID(), client.AttachOptions{Direct: direct})
+		if err != nil {
+			t.Fatalf("direct %v: %v", direct, err)
+		}
+		if err := back.Step(t.Context(), 0, row, row, row, make([]float32, 8), make([]float32, 2)); err != nil {
+			t.Errorf("direct %v: %v", direct, err)
+		}
+		c.view.set(everybody...)
+		after, err := c.FindSession(t.Context(), s.ID())
+		if err != nil || len(after.Holders) != len(before.Holders) {
+			t.Errorf("direct %v: %v hold it, and %v did: %v", direct, after, before, err)
+		}
 	}
 }
 

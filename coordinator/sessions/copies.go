@@ -340,6 +340,19 @@ func isTorn(current, states []*headwaterv1.SessionState) bool {
 	})
 }
 
+// joinTime is longer than workers take to find a coordinator that is back: they look for it once a second.
+const joinTime = 3 * time.Second
+
+// awaits reports whether a session's newest epoch names a worker that this coordinator knew before its start, and that has not had the time
+// to join yet. It is not lost, though it is not among those that were asked.
+func (k *keeper) awaits(p *plan) bool {
+	if k.now().Sub(k.began) >= joinTime {
+		return false
+	}
+	named := p.current[0].GetEpoch().GetMembers()
+	return slices.ContainsFunc(k.Awaited(), func(m membership.Member) bool { return slices.Contains(named, m.Name) })
+}
+
 // tend does for one session what can be done while its plan is among some.
 func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, described []workers.Description, some func(*plan) bool) (unfinished bool) {
 	for ctx.Err() == nil && len(states) > 0 {
@@ -354,6 +367,8 @@ func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.Se
 		k.mu.Lock()
 		if k.failed = ""; err != nil {
 			k.failed = workers.OneLine(err)
+		} else if !done && k.awaits(p) {
+			k.failed = fmt.Sprintf("session %x: a worker that had a part of it has not joined again yet", id)
 		} else if !done && (p.torn || p.holding.Split()) {
 			k.failed = fmt.Sprintf("session %x is being taken over: its holders have different epochs", id)
 		} else if !done {
@@ -448,7 +463,7 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 // act does one thing of a plan, and reports whether there was one that could be done.
 func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 	switch {
-	case k.steps(p):
+	case k.steps(p), k.awaits(p):
 		return false, nil
 	case p.holding.Split():
 		return false, nil // no lane drives all of its holders, so that nobody may step their epoch: the next take ends that

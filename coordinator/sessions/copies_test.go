@@ -56,3 +56,26 @@ func TestASessionWhoseEpochIsBeingSteppedIsLeftAlone(t *testing.T) {
 		t.Error("a session is not left alone anew whose epoch has changed")
 	}
 }
+
+// TestAWorkerThatHasNotJoinedYetIsNotLost: a coordinator that has just started leaves sessions alone of whose holders one was known before
+// and has not found it yet, for a while. A copy that was made then would leave that one out.
+func TestAWorkerThatHasNotJoinedYetIsNotLost(t *testing.T) {
+	now := time.Now()
+	w1, w2 := membership.Member{Name: "w1", Role: membership.RoleWorker}, membership.Member{Name: "w2", Role: membership.RoleWorker}
+	start := func(members ...membership.Member) *keeper {
+		return New(Config{View: membership.Static(members), Await: []membership.Member{w1, w2}, Now: func() time.Time { return now }}).copies
+	}
+	of := func(members ...string) *plan {
+		return &plan{current: []*headwaterv1.SessionState{{Epoch: &headwaterv1.Epoch{Counter: 1, Members: members}}}}
+	}
+	if start(w1, w2).awaits(of("w1", "w2")) {
+		t.Error("all have joined, and one is awaited")
+	}
+	k := start(w1)
+	if !k.awaits(of("w1", "w2")) || k.awaits(of("w1", "w3")) {
+		t.Error("a worker that was known before is not awaited, or one that was not is")
+	}
+	if now = now.Add(joinTime); k.awaits(of("w1", "w2")) {
+		t.Error("it is awaited for ever")
+	}
+}

@@ -168,11 +168,11 @@ func (r *Relay) missed(ctx context.Context, id []byte, e *session.Error) *sessio
 func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, error) {
 	key := id[:]
 	members, awaited := r.listed()
-	answers, silent, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}, HoldersOnly: true})
+	answers, silent, err := r.list(ctx, members, &headwaterv1.ListSessionsRequest{Sessions: [][]byte{key}, HoldersOnly: true, Others: true})
 	if err != nil {
 		return nil, fmt.Errorf("find session %x: %w", key, err)
 	}
-	states := bySession(members, answers)[id]
+	states := r.follow(ctx, id, members, bySession(members, answers)[id])
 	silent = append(append(silent, r.recall(ctx, id).missing(members)...), awaited...)
 	switch {
 	case len(states) == 0 && len(silent) > 0:
@@ -188,6 +188,16 @@ func (r *Relay) askWorkers(ctx context.Context, id [16]byte) (*fanout.Holding, e
 		return nil, notWhole(key, lostOf(states...), err)
 	}
 	return h, nil
+}
+
+// follow adds to what members tell of a session what those tell whom its holders name and who are no members here: workers that have not
+// found this coordinator yet, since it has just started, know each other all the same.
+func (r *Relay) follow(ctx context.Context, id [16]byte, members []membership.Member, states []*headwaterv1.SessionState) []*headwaterv1.SessionState {
+	asked := make([]*fanout.Holder, len(members))
+	for i, m := range members {
+		asked[i] = &fanout.Holder{Name: m.Name, Address: m.Address}
+	}
+	return r.conns.Follow(ctx, id, states, asked...)
 }
 
 // remembered is who holds a session. It is doubted once a call has not found the session there. It is not forgotten then: of a worker

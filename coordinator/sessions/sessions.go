@@ -75,6 +75,7 @@ type Relay struct {
 	open     atomic.Int64                                                    // lanes
 
 	now        func() time.Time
+	began      time.Time
 	awaitUntil time.Time
 
 	copies   *keeper
@@ -102,7 +103,7 @@ func New(c Config) *Relay {
 		log: conns.Log, conns: conns, workers: workers.New(c.View, conns.Conns),
 		replicas: c.Replicas, observe: c.Observe, tracer: c.Tracer,
 		stopping: make(chan struct{}), holdings: map[[16]byte]remembered{},
-		now: c.Now, await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
+		now: c.Now, began: c.Now(), await: slices.Clone(c.Await), awaitUntil: c.Now().Add(cmp.Or(c.AwaitFor, DefaultAwaitFor)),
 	}
 	r.copies = newKeeper(r, c.CopyRate)
 	r.security, r.quotas = c.Security, &quotas{r: r, last: map[string]*reported{}}
@@ -410,7 +411,7 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 	if err := claim(ctx, req.GetPrefix().GetConfig()); err != nil {
 		return nil, err
 	}
-	req.Others = false // all are told of here
+	req.Others = req.GetHoldersOnly() && len(req.GetSessions()) == 1
 	members, awaited := r.listed()
 	answers, silent, err := r.named(ctx, members, awaited, req)
 	if err != nil {
@@ -425,6 +426,9 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 	}
 	parts := bySession(members, answers)
 	for id, states := range parts {
+		if req.GetOthers() {
+			states = r.follow(ctx, id, members, states)
+		}
 		if req.GetHoldersOnly() && slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool { return s.GetEpoch().GetBase() != 0 }) {
 			r.copies.look(id) // Who asks may have left a worker out.
 		}
@@ -459,6 +463,9 @@ func bySession(members []membership.Member, answers []*headwaterv1.ListSessionsR
 // joinStates makes one state of those of some holders: where they are whole with all that was promised; else, as in a list
 // of all sessions, without hashes, and with the lengths that all have.
 func joinStates(states []*headwaterv1.SessionState) *headwaterv1.SessionState {
+	for _, s := range states {
+		s.Others = nil // all are told of here
+	}
 	if states[0].GetConfig() != nil {
 		if h, newest, err := fanout.Current(states); err == nil {
 			if states = newest; h.Closed() && !states[0].GetEpoch().GetClosed() {

@@ -204,14 +204,20 @@ func (c *Conns) askHolders(ctx context.Context, id [16]byte, known *Holding) *Ho
 // follows is how often those are asked as well whom others name: with each time they may be known better.
 const follows = 3
 
-// heldBy asks the holders that are known what they hold of a session, and those whom the highest epoch names beside them, if a holder
-// tells where they are. Those that do not answer, or do not hold it, tell nothing.
+// heldBy asks the holders that are known what they hold of a session, and those whom these name. Those that do not answer, or do not
+// hold it, tell nothing.
 func (c *Conns) heldBy(ctx context.Context, id [16]byte, known *Holding) []*headwaterv1.SessionState {
-	asked := slices.Clone(known.holders)
-	states := c.heldByEach(ctx, id, asked)
-	if asked[0].Groups == nil {
+	states := c.heldByEach(ctx, id, known.holders)
+	if known.holders[0].Groups == nil {
 		return states // a coordinator is the one holder, and tells of all
 	}
+	return c.Follow(ctx, id, states, known.holders...)
+}
+
+// Follow adds to the states of a session, which those that were asked have told, the states of those whom the highest epoch of these names
+// beside them, if a holder tells where they are.
+func (c *Conns) Follow(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, asked ...*Holder) []*headwaterv1.SessionState {
+	asked = slices.Clone(asked)
 	for range follows {
 		others := unasked(states, asked)
 		if len(others) == 0 {
