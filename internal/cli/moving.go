@@ -8,13 +8,16 @@ import (
 )
 
 // moving shows how far a drain or a rebalance has come: bytes, the sessions that are left, and how long the rest takes at the rate so far.
+// A session is done once all of it is; until then what was copied since the newest was done counts, up to what one session has: a worker
+// that has a part of a session is given all of it, so that more may be copied than is to be moved.
 type moving struct {
 	progress *progress
 	now      func() time.Time
 
 	total uint64 // bytes, with those that sessions have got meanwhile
 	began time.Time
-	first uint64 // bytes that were done then
+	moved uint64 // bytes of the sessions that are done
+	then  uint64 // bytes that were copied when the newest was
 }
 
 // ratedAfter is how long moves last before their rate is told.
@@ -30,19 +33,18 @@ func (v *moving) show(m client.Moves) {
 	}
 	now := v.now()
 	if v.began.IsZero() {
-		v.began, v.first, v.total = now, m.CopiedBytes, m.LeftBytes
+		v.began, v.then, v.total = now, m.CopiedBytes, m.LeftBytes
 	}
-	v.total = max(v.total, m.LeftBytes)
-	done := v.total
-	if !m.Done {
-		// A session counts as moved when all of it is; what is copied of it until then counts as well.
-		done = min(max(v.total-m.LeftBytes, m.CopiedBytes), v.total)
+	v.total = max(v.total, v.moved+m.LeftBytes)
+	if moved := v.total - m.LeftBytes; moved > v.moved {
+		v.moved, v.then = moved, m.CopiedBytes
 	}
+	done := v.moved + min(m.CopiedBytes-min(v.then, m.CopiedBytes), m.LeftBytes/max(m.Left, 1))
 	v.progress.also = fmt.Sprintf(", %s left", plural(int(m.Left), "session", "sessions"))
-	if took := now.Sub(v.began); took >= ratedAfter && m.CopiedBytes > v.first {
-		rate := float64(m.CopiedBytes-v.first) / took.Seconds()
+	if took := now.Sub(v.began); took >= ratedAfter && done > 0 {
+		rate := float64(done) / took.Seconds()
 		v.progress.also += fmt.Sprintf(", %s/s", sizeOf(int64(rate)))
-		if rest := time.Duration(float64(v.total-done) / rate * float64(time.Second)); rest > 0 && !v.progress.terminal { // a bar says it
+		if rest := time.Duration(float64(v.total-done) / rate * float64(time.Second)); rest >= time.Second/2 {
 			v.progress.also += fmt.Sprintf(", %v to go", rest.Round(time.Second))
 		}
 	}

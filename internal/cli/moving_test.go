@@ -22,12 +22,11 @@ func TestMovingSaysWhatIsLeft(t *testing.T) {
 	}{
 		{0, client.Moves{Left: 10, LeftBytes: 1000 * mib}, "moving sessions: 0 B of 1000.0 MiB, 10 sessions left\n"},
 		{500 * time.Millisecond, client.Moves{Left: 10, LeftBytes: 1000 * mib, CopiedBytes: 50 * mib}, "moving sessions: 50.0 MiB of 1000.0 MiB, 10 sessions left\n"},
-		{1500 * time.Millisecond, client.Moves{Left: 9, LeftBytes: 900 * mib, CopiedBytes: 150 * mib, Moved: 1}, "moving sessions: 150.0 MiB of 1000.0 MiB, 9 sessions left, 75.0 MiB/s, 11s to go\n"},
-		// Sessions that grow have more to move.
-		{2 * time.Second, client.Moves{Left: 9, LeftBytes: 1200 * mib, CopiedBytes: 400 * mib, Moved: 1}, "moving sessions: 400.0 MiB of 1.17 GiB, 9 sessions left, 100.0 MiB/s, 8s to go\n"},
-		// What is copied again counts once.
-		{4 * time.Second, client.Moves{Left: 1, LeftBytes: 100 * mib, CopiedBytes: 1400 * mib, Moved: 9}, "moving sessions: 1.17 GiB of 1.17 GiB, 1 session left, 175.0 MiB/s\n"},
-		{time.Second, client.Moves{CopiedBytes: 1400 * mib, Moved: 10, Done: true}, "moving sessions: 1.17 GiB of 1.17 GiB, 0 sessions left, 155.6 MiB/s\n"},
+		{1500 * time.Millisecond, client.Moves{Left: 9, LeftBytes: 900 * mib, CopiedBytes: 150 * mib, Moved: 1}, "moving sessions: 100.0 MiB of 1000.0 MiB, 9 sessions left, 50.0 MiB/s, 18s to go\n"},
+		// Sessions that grow have more to move, and more may be copied than they have.
+		{2 * time.Second, client.Moves{Left: 9, LeftBytes: 924 * mib, CopiedBytes: 650 * mib, Moved: 1}, "moving sessions: 202.7 MiB of 1.00 GiB, 9 sessions left, 50.7 MiB/s, 16s to go\n"},
+		{6 * time.Second, client.Moves{Left: 1, LeftBytes: 24 * mib, CopiedBytes: 1400 * mib, Moved: 9}, "moving sessions: 1000.0 MiB of 1.00 GiB, 1 session left, 100.0 MiB/s\n"},
+		{6 * time.Second, client.Moves{CopiedBytes: 1400 * mib, Moved: 10, Done: true}, "moving sessions: 1.00 GiB of 1.00 GiB, 0 sessions left, 64.0 MiB/s\n"},
 	} {
 		now = now.Add(c.after)
 		out.Reset()

@@ -31,7 +31,11 @@ const lineEvery = 5 * time.Second
 // loading is the longest phase's name: bars begin below each other.
 const loading = "loading workers"
 
-const barTemplate = `{{string . "phase"}} {{bar . }} {{counters . }} {{percent . }} {{rtime . "%s"}}{{string . "also"}}`
+const (
+	barTemplate = `{{string . "phase"}} {{bar . }} {{counters . }} {{percent . }} {{rtime . "%s"}}`
+	// alsoTemplate is of a phase that says by itself how long it takes.
+	alsoTemplate = `{{string . "phase"}} {{bar . }} {{counters . }} {{percent . }}{{string . "also"}}`
+)
 
 func (a *app) progress(quiet bool) *progress {
 	return &progress{out: a.Err, terminal: terminal(a.Err), quiet: quiet}
@@ -47,7 +51,11 @@ func (p *progress) show(phase string, done, total int64, bytes bool) {
 		p.end()
 		p.phase, p.total, p.bytes, p.printed = phase, total, bytes, time.Now()
 		if p.terminal {
-			p.bar = pb.New64(total).SetTemplateString(barTemplate).SetWriter(p.out).Set("phase", fmt.Sprintf("%-*s", len(loading), phase)).Set(pb.Bytes, bytes).Start()
+			template := barTemplate
+			if p.also != "" {
+				template = alsoTemplate
+			}
+			p.bar = pb.New64(total).SetTemplateString(template).SetWriter(p.out).Set("phase", fmt.Sprintf("%-*s", len(loading), phase)).Set(pb.Bytes, bytes).Start()
 		}
 	}
 	p.done = done
