@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/zeebo/xxh3"
 
@@ -114,6 +116,48 @@ func (c *cluster) restart(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.dial(t)
+}
+
+// awaitCopies waits until each shard of some sessions is held so many times by workers that run.
+func (c *cluster) awaitCopies(t *testing.T, times int, of func(client.SessionState) bool) {
+	t.Helper()
+	ctx := bounded(t)
+	tick := time.NewTicker(50 * time.Millisecond) // nothing tells
+	defer tick.Stop()
+	for {
+		all, err := c.Sessions(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(all.Sessions, func(listed client.SessionState) bool {
+			if !of(listed) {
+				return false
+			}
+			s, err := c.FindSession(ctx, listed.ID)
+			if err != nil {
+				return true // it is being changed
+			}
+			held := map[[3]int]int{}
+			for _, h := range s.Holders {
+				for _, l := range h.Layers {
+					for _, g := range l.Groups {
+						held[[3]int{l.Layer, int(g)}]++
+					}
+					for _, s := range l.Stripes {
+						held[[3]int{l.Layer, int(s[0]), int(s[1])}]++
+					}
+				}
+			}
+			return slices.Min(slices.Collect(maps.Values(held))) < times
+		}) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("copies are missing for ever")
+		}
+	}
 }
 
 // submit submits a job file.

@@ -31,22 +31,28 @@ var twinLayers = []client.Layer{{Heads: 8, KVHeads: 4, HeadDim: 16, Storage: ten
 func twins(t *testing.T, c, calm *cluster, n int) (all []*twin) {
 	t.Helper()
 	for i := range n {
-		opts := client.SessionOptions{Layers: twinLayers, Direct: i&1 == 1, Replicas: []int{-1, 1}[i>>1&1]}
-		s, err := c.OpenSession(t.Context(), opts)
-		if err != nil {
-			t.Fatal(err)
-		}
-		truth, err := calm.OpenSession(t.Context(), client.SessionOptions{Layers: twinLayers})
-		if err != nil {
-			t.Fatal(err)
-		}
-		one := &twin{s, truth, rand.New(rand.NewPCG(15, uint64(i)))}
-		if err := one.step(t.Context(), 200); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, one)
+		all = append(all, openTwin(t, c, calm, client.SessionOptions{Direct: i&1 == 1, Replicas: []int{-1, 1}[i>>1&1]}, 200, uint64(i)))
 	}
 	return all
+}
+
+// openTwin opens a session of so many positions.
+func openTwin(t *testing.T, c, calm *cluster, opts client.SessionOptions, positions int, seed uint64) *twin {
+	t.Helper()
+	opts.Layers = twinLayers
+	s, err := c.OpenSession(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	truth, err := calm.OpenSession(t.Context(), client.SessionOptions{Layers: twinLayers})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := &twin{s, truth, rand.New(rand.NewPCG(15, seed))}
+	if err := one.step(t.Context(), positions); err != nil {
+		t.Fatal(err)
+	}
+	return one
 }
 
 // step appends the same tokens to both, layer by layer, and returns an error unless the same is seen.

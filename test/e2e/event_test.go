@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -296,56 +295,17 @@ func (e *events) copied() {
 	step("a", "b")
 	e.signal(e.t, 1, syscall.SIGCONT)
 	step("a", "b")
-	e.awaitCopies(2, func(s client.SessionState) bool { return s.Name != "idle" })
+	e.awaitCopies(e.t, 2, func(s client.SessionState) bool { return s.Name != "idle" })
 	step("a", "b")
 	e.Kill(0)
 	step("a", "b")
-	e.awaitCopies(2, func(client.SessionState) bool { return true })
+	e.awaitCopies(e.t, 2, func(client.SessionState) bool { return true })
 	step("a", "b")
 	e.each(func(w *way) {
 		e.goesWell(w, "fork a as=forked")
 		e.goesWell(w, "truncate a to=3")
 		e.goesWell(w, "step idle append=1 attend=1")
 	})
-}
-
-// awaitCopies waits until each shard of some sessions is held so many times by workers that run.
-func (e *events) awaitCopies(times int, of func(client.SessionState) bool) {
-	e.t.Helper()
-	ctx := bounded(e.t)
-	tick := time.NewTicker(50 * time.Millisecond) // nothing tells
-	defer tick.Stop()
-	for {
-		all, err := e.Sessions(ctx)
-		if err != nil {
-			e.t.Fatal(err)
-		}
-		if !slices.ContainsFunc(all.Sessions, func(listed client.SessionState) bool {
-			if !of(listed) {
-				return false
-			}
-			s, err := e.FindSession(ctx, listed.ID)
-			if err != nil {
-				return true // it is being changed
-			}
-			held := map[[2]int]int{}
-			for _, h := range s.Holders {
-				for _, l := range h.Layers {
-					for _, g := range l.Groups {
-						held[[2]int{l.Layer, int(g)}]++
-					}
-				}
-			}
-			return slices.Min(slices.Collect(maps.Values(held))) < times
-		}) {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			e.t.Fatal("copies are missing for ever")
-		}
-	}
 }
 
 func (e *events) ended() {
