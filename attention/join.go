@@ -94,13 +94,13 @@ func (j *Joiner) Join(splits []Part, q Query, vDim int, sinks []float32, out Out
 
 // rows joins the rows [first, first+n).
 func (j *Joiner) rows(k *kernel, splits []Part, q *Query, first, n, vDim int, sinks []float32, out Output) error {
-	total, next := j.total.of(0, n), j.next.of(0, n)
+	total := j.total.of(0, n)
 	total.clear()
+	pads := vDim%vectorLen != 0 || n%vectorLen != 0 // assembly takes whole vectors
 	for _, p := range splits {
-		copy(next.m, p.M[first:])
-		copy(next.l, p.L[first:])
-		for r := range n {
-			copy(next.row(r), p.O[(first+r)*vDim:][:vDim])
+		next := parts{m: p.M[first:][:n], l: p.L[first:][:n], o: p.O[first*vDim:][:n*vDim], stride: vDim}
+		if pads {
+			next = j.padded(next)
 		}
 		if v := k.vector; v != nil {
 			v.mergeParts(total, next, j.a, j.b)
@@ -124,6 +124,18 @@ func (j *Joiner) rows(k *kernel, splits []Part, q *Query, first, n, vDim int, si
 	total.logSums(k, j.a[:n])
 	copy(out.LSE[first:], j.a[:n])
 	return nil
+}
+
+// padded returns a copy of parts with the padding that assembly takes.
+func (j *Joiner) padded(p parts) parts {
+	n := len(p.m)
+	next := j.next.of(0, n)
+	copy(next.m, p.m)
+	copy(next.l, p.l)
+	for r := range n {
+		copy(next.row(r), p.row(r))
+	}
+	return next
 }
 
 // overflowed tells whether a row sees something in one of the splits.

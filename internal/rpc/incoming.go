@@ -23,6 +23,12 @@ type pieceReader interface {
 	Read(n int) (mem.BufferSlice, error)
 }
 
+// straightReader is a stream that reads the next bytes of a message to where they belong.
+type straightReader interface{ ReadFull(dst []byte) error }
+
+// headPiece is how much is read at first of a message that is longer than a piece, if its large part can then be read straight.
+const headPiece = 4 << 10
+
 // NewIncoming is a message that is here.
 func NewIncoming(data mem.BufferSlice) *Incoming { return &Incoming{pieces: data} }
 
@@ -59,8 +65,16 @@ func (in *Incoming) Next() []byte {
 func (in *Incoming) more() {
 	in.free()
 	n := min(in.left, receivePiece)
+	if _, straight := in.transport.(straightReader); straight && n > plainBuffer {
+		n = headPiece
+	}
 	in.pieces, in.err = in.transport.Read(n)
 	in.at = 0
+	in.came(n)
+}
+
+// came notes that n bytes were read, or not.
+func (in *Incoming) came(n int) {
 	if in.err == io.EOF {
 		in.err = io.ErrUnexpectedEOF
 	}
@@ -70,6 +84,22 @@ func (in *Incoming) more() {
 			in.share.receiving(true)
 		}
 	}
+}
+
+// Straight reads the next bytes to the front of dst, as a plain stream can without a copy if they are many. It returns how many; 0 means
+// that Next has them. All that Next has returned is used up then.
+func (in *Incoming) Straight(dst []byte) int {
+	s, straight := in.transport.(straightReader)
+	n := min(len(dst), receivePiece)
+	if !straight || in.at < len(in.pieces) || in.err != nil || n <= headPiece || n > in.left {
+		return 0
+	}
+	in.free()
+	in.err = s.ReadFull(dst[:n])
+	if in.came(n); in.err != nil {
+		return 0
+	}
+	return n
 }
 
 // free frees the pieces that were read from a stream.

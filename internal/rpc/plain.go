@@ -22,6 +22,9 @@ const (
 	PlainEnd = 0x80
 	// plainBuffer is read and written at once: a step of one token and its answer fit.
 	plainBuffer = 64 << 10
+	// socketBytes is what a socket takes while the other end does not read, where the system allows it: else who writes the answer of a
+	// step in stripes would wait in its middle for the other end to wake up.
+	socketBytes = 512 << 10
 	// plainEndTimeout bounds the sending of the last record.
 	plainEndTimeout = time.Second
 )
@@ -33,6 +36,7 @@ const (
 // comes within the flight's patience. An error of handle is sent as the last record. ServePlain closes the connection, and
 // returns the error of greet or handle.
 func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.Conn) error, handle func(grpc.ServerStream) error) error {
+	widen(conn)
 	counted, err := f.admit(conn)
 	if err != nil {
 		return errors.Join(err, conn.Close())
@@ -56,6 +60,13 @@ func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.C
 	}
 	p.end(err)
 	return errors.Join(err, counted.Close())
+}
+
+// widen lets a socket take socketBytes, or as much as the system allows.
+func widen(conn net.Conn) {
+	if c, ok := conn.(interface{ SetWriteBuffer(bytes int) error }); ok {
+		_ = c.SetWriteBuffer(socketBytes) // else what is written waits more often
+	}
 }
 
 // plainStream is the transport of one call on a connection. One goroutine receives while others send.
@@ -102,6 +113,17 @@ func (p *plainStream) Read(n int) (mem.BufferSlice, error) {
 		p.received()
 	}
 	return piece, nil
+}
+
+// ReadFull implements straightReader.
+func (p *plainStream) ReadFull(dst []byte) error {
+	if err := p.in.ReadFull(dst); err != nil {
+		return p.cut(err)
+	}
+	if p.left -= len(dst); p.left == 0 {
+		p.received()
+	}
+	return nil
 }
 
 // more says whether something has come after the message that was received last. Only who receives asks.

@@ -2,10 +2,14 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -31,6 +35,9 @@ type plainClient struct {
 	first  [recordHeader]byte
 	pieces [][]byte
 	all    net.Buffers
+	raw    syscall.RawConn // of conn; nil if it has none
+	try    func(fd uintptr) bool
+	failed error // of try
 }
 
 // OpenPlain makes the client's end of a plain stream of a connection that was greeted, which is closed when ctx ends. If nothing has
@@ -40,7 +47,12 @@ func OpenPlain(ctx context.Context, conn net.Conn, quiet func() error) ClientStr
 }
 
 func newPlainClient(ctx context.Context, conn net.Conn, quiet func() error) *plainClient {
+	widen(conn)
 	c := &plainClient{conn: conn, in: newRecords(conn, keepaliveTime+keepaliveTimeout), every: keepaliveTime, quiet: quiet}
+	if s, ok := conn.(syscall.Conn); ok {
+		c.raw, _ = s.SyscallConn() // which a closed connection has not, and it is not written either
+	}
+	c.try = c.tryWrite
 	context.AfterFunc(ctx, func() { _ = conn.Close() }) // it is closed either way
 	return c
 }
@@ -58,12 +70,42 @@ func (c *plainClient) SendMsg(m any) error {
 		c.pieces = append(c.pieces, b.ReadOnlyData())
 	}
 	c.all = c.pieces
-	_, err = c.all.WriteTo(c.conn)
+	if err = c.begin(message.Len()); err == nil && len(c.all) > 0 {
+		_, err = c.all.WriteTo(c.conn)
+	}
 	clear(c.pieces)
 	if err != nil {
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	return nil
+}
+
+// begin writes a message, or as much of it as the socket takes now, if it is short, and leaves the rest in all.
+func (c *plainClient) begin(n int) error {
+	if c.raw == nil || n > plainBuffer {
+		return nil
+	}
+	if err := c.raw.Write(c.try); err != nil {
+		return err
+	}
+	return c.failed
+}
+
+// tryWrite writes what the socket takes now. It is called once: conn waits for a socket that takes nothing.
+func (c *plainClient) tryWrite(fd uintptr) bool {
+	n, err := writeNow(int(fd), c.all)
+	if c.failed = nil; err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+		c.failed = os.NewSyscallError("write", err)
+		return true
+	}
+	for n > 0 {
+		took := min(n, len(c.all[0]))
+		if c.all[0] = c.all[0][took:]; len(c.all[0]) == 0 {
+			c.all = c.all[1:]
+		}
+		n -= took
+	}
+	return true
 }
 
 // RecvMsg receives a SelfCoded message.

@@ -80,7 +80,7 @@ func (r *records) wait() error {
 // tryRead reads what is there, and says whether that has come to an end.
 func (r *records) tryRead(fd uintptr) bool {
 	r.take()
-	n, err := unix.Read(int(fd), r.buffer[:])
+	n, err := readNow(int(fd), r.buffer[:])
 	switch {
 	case errors.Is(err, unix.EAGAIN):
 		r.release()
@@ -160,17 +160,23 @@ func (r *records) Read(n int) (mem.BufferSlice, error) {
 		return r.piece[:], err
 	}
 	b := NewBuffer(n)
-	err := r.within(n, func() error {
-		there := 0
-		if r.from < r.to {
-			there = copy(b.Bytes(), r.buffer[r.from:r.to])
-			r.from += there
-		}
-		_, err := io.ReadFull(r.conn, b.Bytes()[there:])
-		return err
-	})
+	err := r.ReadFull(b.Bytes())
 	r.piece[0] = mem.NewBuffer(&b.bytes, (*owned)(b))
 	return r.piece[:], err
+}
+
+// ReadFull fills dst with the next bytes of a record.
+func (r *records) ReadFull(dst []byte) error {
+	r.drop()
+	return r.within(len(dst), func() error {
+		there := 0
+		if r.from < r.to {
+			there = copy(dst, r.buffer[r.from:r.to])
+			r.from += there
+		}
+		_, err := io.ReadFull(r.conn, dst[there:])
+		return err
+	})
 }
 
 // more says whether something has come after what was handed out.

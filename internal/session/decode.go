@@ -191,6 +191,12 @@ func (c *cursor) next(n int, scratch *[]byte) ([]byte, error) {
 // copy fills dst with the next bytes.
 func (c *cursor) copy(dst []byte) error {
 	for len(dst) > 0 {
+		if len(c.cur) == 0 {
+			if n := c.in.Straight(dst); n > 0 {
+				dst, c.left = dst[n:], c.left-n
+				continue
+			}
+		}
 		if err := c.fill(); err != nil {
 			return err
 		}

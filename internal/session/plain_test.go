@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +17,7 @@ import (
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/rpc"
@@ -172,6 +175,125 @@ func TestPlainLanesCarryRecords(t *testing.T) {
 	}
 	if why := answer(t, conn).GetResult().GetError().GetMessage(); why != "lane "+testLane.String()+" has enough" {
 		t.Fatal(why)
+	}
+}
+
+// TestPlainLanesCarryMessagesOfAllShapes between the two ends: payloads around the sizes at which they are read in another way, long heads,
+// and fields in any order, of which a reader must take no byte of the next.
+func TestPlainLanesCarryMessagesOfAllShapes(t *testing.T) {
+	s := servePlainLanes(t, rpc.FlightConfig{}, echo{}.Lane)
+	lane := &Stream{rpc.OpenPlain(t.Context(), s.dial(t), func() error { return nil })}
+	var sizes []int
+	for _, around := range []int{0, 4 << 10, 60 << 10, 64 << 10, 68 << 10, 1 << 20, 1<<20 + 4<<10, 2 << 20} {
+		for n := max(around-130, 0); n < around+130; n += 13 {
+			sizes = append(sizes, n)
+		}
+	}
+	bytesOf := func(id uint64, n int) []byte {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(i*7) + byte(i>>8) + byte(id)
+		}
+		return b
+	}
+	sent := make(chan error, 1)
+	go func() {
+		sent <- func() error {
+			for id, n := range sizes {
+				r := Request{ID: uint64(id), Payload: payload(bytesOf(uint64(id), n))}
+				if r.Step.Append = 1; id%3 == 0 {
+					r.Step.Hashes = make([]uint64, 3000)
+				}
+				if err := lane.Send(&r); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	var r Response
+	for id, n := range sizes {
+		if err := lane.Recv(&r); err != nil {
+			t.Fatal(err)
+		}
+		if r.ID != uint64(id) || !bytes.Equal(r.Payload.Bytes(), bytesOf(r.ID, n)) || len(r.Result.Hashes) != 3000*((3-id%3)/3) {
+			t.Fatalf("answer %d, of %d bytes, has %d bytes and %d hashes", r.ID, n, len(r.Payload.Bytes()), len(r.Result.Hashes))
+		}
+		r.Payload.Free()
+		r.Payload = nil
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	conn := s.dial(t)
+	for id, n := range []int{100, 70_000, 1 << 20, 1<<20 + 70_000} {
+		step, err := proto.Marshal(&headwaterv1.Step{Append: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := bytesOf(uint64(id), n)
+		m := protowire.AppendBytes(protowire.AppendTag(nil, fieldPayload, protowire.BytesType), bytesOf(9, 66_000)) // of two the last counts
+		m = protowire.AppendBytes(protowire.AppendTag(m, fieldPayload, protowire.BytesType), want)
+		m = protowire.AppendBytes(protowire.AppendTag(m, fieldBody, protowire.BytesType), step)
+		m = protowire.AppendVarint(protowire.AppendTag(m, fieldID, protowire.VarintType), uint64(id+1))
+		all := slices.Concat(inRecord(0, m), request(t, 50, 10, &headwaterv1.Step{Append: 1}))
+		go func() { _, err := conn.Write(all); sent <- err }()
+		if r := answer(t, conn); r.GetId() != uint64(id+1) || !bytes.Equal(r.GetPayload(), want) {
+			t.Fatalf("answer %d has %d bytes, not %d", r.GetId(), len(r.GetPayload()), n)
+		}
+		if r := answer(t, conn); r.GetId() != 50 || len(r.GetPayload()) != 10 {
+			t.Fatalf("the answer after it is %d and has %d bytes", r.GetId(), len(r.GetPayload()))
+		}
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestAClientWaitsForASocketThatIsFull: steps that a server does not read yet fill its socket, and come in order once it does.
+func TestAClientWaitsForASocketThatIsFull(t *testing.T) {
+	reads := make(chan struct{})
+	s := servePlainLanes(t, rpc.FlightConfig{}, func(s *ServerStream) error {
+		<-reads
+		return echo{}.Lane(s)
+	})
+	lane := &Stream{rpc.OpenPlain(t.Context(), s.dial(t), func() error { return nil })}
+	const steps, size = 64, 50_000 // more than any socket takes at once
+	sent := make(chan error, 1)
+	go func() {
+		sent <- func() error {
+			for id := range steps {
+				r := Request{ID: uint64(id + 1), Payload: rpc.NewBuffer(size)}
+				r.Step.Append = 1
+				for i := range r.Payload.Bytes() {
+					r.Payload.Bytes()[i] = byte(id)
+				}
+				if err := lane.Send(&r); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	select {
+	case err := <-sent:
+		t.Fatalf("all was sent while nobody read: %v", err)
+	case <-time.After(50 * time.Millisecond): // or the test shows nothing
+	}
+	close(reads)
+	var r Response
+	for id := range steps {
+		if err := lane.Recv(&r); err != nil {
+			t.Fatal(err)
+		}
+		if b := r.Payload.Bytes(); r.ID != uint64(id+1) || !bytes.Equal(b, bytes.Repeat([]byte{byte(id)}, size)) {
+			t.Fatalf("answer %d has %d bytes", r.ID, len(b))
+		}
+		r.Payload.Free()
+		r.Payload = nil
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
 	}
 }
 
