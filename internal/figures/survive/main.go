@@ -18,6 +18,7 @@
 //	                   gRPC stream on loopback
 //	mqa_2w             tokens of a session of one group that see 65,536 positions: two workers over one, each of one thread / the kernel
 //	                   on two cores over one
+//	mqa_2w_cores       the same if each worker is kept on a core of its own
 //
 // The samples are kept as JSON. It runs in a network namespace of its own if that is possible; otherwise blackhole_pause_ms is left out.
 package main
@@ -91,7 +92,7 @@ var groups = []group{
 	{[]string{"hedge_p99", "hedge_share"}, hedgeTail},
 	{[]string{"drain_p99", "drain_errors"}, drainTokens},
 	{[]string{"drain_mbs"}, drainRate},
-	{[]string{"mqa_2w"}, mqa},
+	{[]string{"mqa_2w", "mqa_2w_cores"}, mqa},
 }
 
 func run(ctx context.Context, args []string) error {

@@ -22,7 +22,8 @@ const (
 )
 
 // mqa measures tokens of one group of 64k positions: what a second worker of one thread gains if it holds every second split / what a
-// second core gains a kernel. All four take turns, so that they meet the same minute.
+// second core gains a kernel. All four take turns, so that they meet the same minute. The system's scheduler may let both workers begin
+// on one core, so they are measured once more with a core for each.
 func mqa(ctx context.Context, f *figures) (values []float64, err error) {
 	l, err := f.start(ctx, localcluster.Options{Workers: 2})
 	if err != nil {
@@ -40,17 +41,44 @@ func mqa(ctx context.Context, f *figures) (values []float64, err error) {
 		return nil, err
 	}
 	defer kernel.close()
+	free, err := l.gain(ctx, f, "mqa_2w", sides, kernel)
+	if err != nil {
+		return nil, err
+	}
+	for i := range sides {
+		if err := keep(l.Process(i), i); err != nil {
+			return nil, err
+		}
+	}
+	kept, err := l.gain(ctx, f, "mqa_2w_cores", sides, kernel)
+	return []float64{free, kept}, err
+}
+
+// gain returns the middle of the ratios of some rounds, and tells what processor time a token takes.
+func (l *load) gain(ctx context.Context, f *figures, name string, sides [2]*client.Session, kernel *kernel) (float64, error) {
 	m := newModel(1)
 	var ratios []float64
+	var used [2][3]float64 // seconds of the client and of the workers
 	for round := range stripedRounds {
 		var token, attend [2]float64
 		for k := range sides {
 			i := (k + round) % len(sides) // neither is always first
+			before, err := l.processorTimes()
+			if err != nil {
+				return 0, err
+			}
 			if token[i], err = tokensOf(ctx, m, sides[i]); err != nil {
-				return nil, err
+				return 0, err
+			}
+			after, err := l.processorTimes()
+			if err != nil {
+				return 0, err
+			}
+			for p := range after {
+				used[i][p] += (after[p] - before[p]) / (stripedRounds * stripedTokens)
 			}
 			if attend[i], err = kernel.attends(ctx, m, i); err != nil {
-				return nil, err
+				return 0, err
 			}
 		}
 		if round == 0 {
@@ -58,10 +86,22 @@ func mqa(ctx context.Context, f *figures) (values []float64, err error) {
 		}
 		ratio := token[0] / token[1] / (attend[0] / attend[1])
 		ratios = append(ratios, ratio)
-		f.add("mqa_2w", ratio, map[string]float64{"one_worker_seconds": token[0], "two_workers_seconds": token[1], "one_core_seconds": attend[0], "two_cores_seconds": attend[1]})
+		f.add(name, ratio, map[string]float64{"one_worker_seconds": token[0], "two_workers_seconds": token[1], "one_core_seconds": attend[0], "two_cores_seconds": attend[1]})
 	}
-	fmt.Fprintf(os.Stderr, "mqa_2w: %d rounds\n", len(ratios))
-	return []float64{middle(ratios)}, nil
+	for i, all := range used {
+		fmt.Fprintf(os.Stderr, "%s: a token on %d of the workers takes %.2f ms of processors at the client, %.2f and %.2f ms at the workers\n", name, i+1, 1e3*all[0], 1e3*all[1], 1e3*all[2])
+	}
+	return middle(ratios), nil
+}
+
+// processorTimes are those of the client, which is this process, and of two workers.
+func (l *load) processorTimes() (all [3]float64, err error) {
+	for i, process := range []int{os.Getpid(), l.Process(0), l.Process(1)} {
+		if all[i], err = processorTime(process); err != nil {
+			return all, err
+		}
+	}
+	return all, nil
 }
 
 // openGroup opens a session of one group on so many workers and fills it.
