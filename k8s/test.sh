@@ -6,14 +6,15 @@
 # it started, however it ends.
 #
 #   test.sh            everything
-#   test.sh figures    the sessions alone
+#   test.sh PART...    of sessions, jobs, tenants, strangers, these alone; figures is sessions
 #
 #   HEADWATER_KUBE        folder with cluster.sh and build.sh, which make such a Kubernetes (needed; runs as root); README.md
 #                         beside this file says what they have to do
 #   HEADWATER_KUBE_BUILD  folder of the built Kubernetes, kept between runs (default .cache/kube; 5 to 10 minutes the first time)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-only=${1:-everything}
+parts=("$@")
+[ $# -gt 0 ] || parts=(sessions jobs tenants strangers)
 
 say() { printf '\n== %s\n' "$*" >&2; }
 fail() { printf 'test-k8s: %s\n' "$*" >&2; exit 1; }
@@ -50,8 +51,9 @@ finish() {
   trap - EXIT INT TERM
   if [ -z "$ended" ] && [ -d "$kube/run" ]; then
     say "what went on"
-    kubectl get pods,events 2>&1 | tail -40 >&2 || true
-    for pod in headwater-coordinator-0 headwater-coordinator-1 headwater-worker-0 headwater-worker-1 headwater-worker-2; do
+    kubectl get pods 2>&1 >&2 || true
+    kubectl get events --sort-by .lastTimestamp 2>&1 | tail -40 >&2 || true
+    for pod in $(kubectl get pods -o name 2> /dev/null); do
       echo "-- $pod" >&2
       kubectl logs --tail 30 "$pod" 2>&1 | cut -c 1-300 >&2 || true
     done
@@ -130,12 +132,9 @@ until_true() {
 }
 remote health --workers 3
 remote status
-. k8s/test-sessions.sh
-if [ "$only" != figures ]; then
-  . k8s/test-jobs.sh
-  . k8s/test-tenants.sh
-  . k8s/test-strangers.sh
-fi
+for part in "${parts[@]}"; do
+  . "k8s/test-${part/figures/sessions}.sh"
+done
 
 ended=yes
 say "the same bits on this machine, on the cluster, and over the loss of workers"

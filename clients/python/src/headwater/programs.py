@@ -9,13 +9,15 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from .errors import HeadwaterError, one_line
+from .errors import HeadwaterError, RefusedError, TryAgainError, one_line
 from .security import Security
 
 VARIABLE = "HEADWATER_COORD"
 BESIDE = str(Path(__file__).parent / "bin" / "coord")  # wheels have it there
 _SETTINGS = "HEADWATER_"
 _KERNEL = "HEADWATER_KERNEL"
+_MEANINGS = {3: TryAgainError, 4: RefusedError, 6: TryAgainError}
+"""What exit codes of the program mean (docs/errors.md)."""
 
 
 def find(needed_by: str, given: str | os.PathLike[str] | None) -> str:
@@ -79,5 +81,5 @@ def run(command: list[str], address: str, security: Security, given: IO[bytes] |
                 raise
         if process.returncode:
             errors.seek(0)
-            raise HeadwaterError(f"{' '.join(command[1:3])}: {one_line(errors.read().decode(errors='replace'))}")
+            raise _MEANINGS.get(process.returncode, HeadwaterError)(f"{' '.join(command[1:3])}: {one_line(errors.read().decode(errors='replace'))}")
     return said.decode()
