@@ -431,3 +431,43 @@ func TestARowThatOnlyTheWholeShowsToBeInfinite(t *testing.T) {
 		}
 	}
 }
+
+// TestStripesSpreadAsASequenceGrows: pages lie where the positions are, at one worker up to the end of the first split, then at the next
+// one, and no byte moves.
+func TestStripesSpreadAsASequenceGrows(t *testing.T) {
+	many := startWorkers(t, t.TempDir(), 3, 1, 1<<28, time.Hour, nil)
+	defer many.stop(t)
+	own := dial(t, many.address())
+	layer := client.Layer{Heads: 2, KVHeads: 1, HeadDim: 4, Storage: tensor.BF16}
+	s := openOne(t, own, client.SessionOptions{Layers: []client.Layer{layer}, Stripes: 3, Unshared: true})
+	layout, err := attention.NewLayout(layer.Storage, layer.HeadDim, layer.HeadDim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const perSplit = attention.SplitPages
+	for _, c := range []struct{ length, first, second, third int }{
+		{1, 1, 0, 0}, {2048, perSplit, 0, 0}, {2049, perSplit, 1, 0}, {6144, perSplit, perSplit, perSplit}, {6145, perSplit + 1, perSplit, perSplit}, {2047, perSplit, 0, 0},
+	} {
+		if more := c.length - s.Len(); more > 0 {
+			rows := make([]float32, 4*more)
+			if err := s.Do(t.Context(), &client.Step{K: rows, V: rows}); err != nil {
+				t.Fatal(err)
+			}
+		} else if err := s.Truncate(t.Context(), c.length); err != nil {
+			t.Fatal(err)
+		}
+		state, err := own.FindSession(t.Context(), s.ID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var held [3]int
+		for _, h := range state.Holders {
+			for _, stripe := range h.Layers[0].Stripes {
+				held[stripe[1]] = int(h.PageBytes) / layout.PageBytes()
+			}
+		}
+		if held != [3]int{c.first, c.second, c.third} {
+			t.Errorf("of %d positions the stripes have %d pages, not %d, %d and %d", c.length, held, c.first, c.second, c.third)
+		}
+	}
+}
