@@ -421,7 +421,7 @@ func (d *doors) revoked(c *cluster) []stranger {
 			return err
 		}
 		coord(d.t, "certs", "revoke", "client", "eve", "--dir", d.folder).succeeds(d.t)
-		awaitReading(d.t, c, 2)
+		awaitSaid(d.t, c, "certificates were read again", 2)
 		return d.status(d.dial(d.address, thief, rpc.Expectation{}))
 	}}}
 }
