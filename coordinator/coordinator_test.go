@@ -428,6 +428,43 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestAClockThatGoesBack makes no later job look older: the newest is kept, also after a start, and none ends before it began.
+func TestAClockThatGoesBack(t *testing.T) {
+	now := time.Now()
+	var clock atomic.Int64
+	h := newHeld()
+	config := coordinator.Config{DataDir: t.TempDir(), KeepJobs: 1, Now: func() time.Time { return now.Add(time.Duration(clock.Load())) }}
+	c := startCluster(t, clusterOptions{workers: []workerOptions{{stream: h.intercept}}, config: config})
+	close(h.release)
+	path := variety(t)
+	first, _ := c.run(t, client.SubmitOptions{Path: path})
+	for range 3 {
+		clock.Add(-int64(time.Hour))
+		second, _ := c.run(t, client.SubmitOptions{Path: path})
+		if second.ID <= first.ID {
+			t.Errorf("job %s came after %s", second.ID, first.ID)
+		}
+		first = second
+		c.stop() // what follows the end of the last job has happened
+		c.start(t, config)
+		if kept, err := c.List(t.Context()); err != nil || len(kept) != 1 || kept[0].ID != first.ID {
+			t.Fatalf("kept is %v, and %s is the newest: %v", kept, first.ID, err)
+		}
+	}
+	slow := newHeld()
+	c = startCluster(t, clusterOptions{workers: []workerOptions{{stream: slow.intercept}}, config: coordinator.Config{DataDir: t.TempDir(), Now: config.Now}})
+	job, err := c.Submit(t.Context(), client.SubmitOptions{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-slow.arrived
+	clock.Add(-int64(time.Hour))
+	close(slow.release)
+	if job, err = c.Wait(t.Context(), job.ID, nil); err != nil || job.Ended.Before(job.Started) {
+		t.Errorf("it began at %v and ended at %v: %v", job.Started, job.Ended, err)
+	}
+}
+
 // TestResultsOfTheSameJobAreTheSameFile, from run to run and on any number of workers.
 func TestResultsOfTheSameJobAreTheSameFile(t *testing.T) {
 	first := ""

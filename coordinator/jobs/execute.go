@@ -39,6 +39,7 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 		return err
 	}
 	q.Logger.Info("job started", "job", id)
+	began := time.Now()
 	deadline := q.Deadline
 	if d := e.begun().GetDeadline().AsDuration(); d > 0 {
 		deadline = min(d, deadline)
@@ -71,7 +72,7 @@ func (q *Queue) execute(ctx context.Context, e *entry) error {
 		return stored
 	}
 	ended := e.snapshot()
-	q.Observe.JobEnded(StateName(ended.GetState()), ended.GetEnded().AsTime().Sub(ended.GetStarted().AsTime()))
+	q.Observe.JobEnded(StateName(ended.GetState()), time.Since(began))
 	q.Logger.Log(ctx, level(err), "job ended", "job", id, "state", ended.GetState(), "error", err)
 	q.retain()
 	return nil

@@ -90,6 +90,9 @@ type Queue struct {
 	uploads  chan struct{}  // one element for each submission under way
 	headers  *headerBudget  // of submissions
 	readers  sync.WaitGroup // what reads submissions
+
+	ids    sync.Mutex // guards newest
+	newest uint64     // time of the newest id, in milliseconds
 }
 
 // Open opens the data folder and finds the jobs in it. Two coordinators can not share a folder.
@@ -168,7 +171,21 @@ func (q *Queue) Close() error {
 	return errors.Join(q.conns.Close(), q.store.Close())
 }
 
-// newID makes a job's id; ids ascend with time.
+// newID makes a job's id. Ids ascend with time, also where the clock goes back: jobs wait, and are kept, in the order of their ids.
 func (q *Queue) newID() string {
-	return q.Name + "-" + ulid.MustNew(ulid.Timestamp(q.Now()), ulid.DefaultEntropy()).String()
+	q.ids.Lock()
+	defer q.ids.Unlock()
+	q.newest = max(q.newest, ulid.Timestamp(q.Now()))
+	return q.Name + "-" + ulid.MustNew(q.newest, ulid.DefaultEntropy()).String() // those of one millisecond ascend as well
+}
+
+// after makes newID make ids after one of before.
+func (q *Queue) after(id string) {
+	made, err := ulid.ParseStrict(id[max(len(id)-ulid.EncodedSize, 0):])
+	if err != nil || made.Time() >= ulid.MaxTime() {
+		return // it is none of ours
+	}
+	q.ids.Lock()
+	defer q.ids.Unlock()
+	q.newest = max(q.newest, made.Time()+1)
 }

@@ -42,8 +42,10 @@ func (q *Queue) recover() error {
 	for _, d := range damaged {
 		q.Logger.Error(d.Error())
 		keep[d.ID] = true
+		q.after(d.ID)
 	}
 	for _, r := range records {
+		q.after(r.Job.GetId())
 		if r.Job.GetCodec() == headwaterv1.ContextCodec_CONTEXT_CODEC_UNSPECIFIED { // of before it was said of a job
 			r.Job.Codec = r.Request.GetCodec()
 		}

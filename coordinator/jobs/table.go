@@ -375,6 +375,9 @@ func (q *Queue) end(e *entry, f func(*headwaterv1.Job), failed error) error {
 	store := func() error {
 		return q.change(e, func(j *headwaterv1.Job) {
 			j.Ended = timestamppb.New(q.Now())
+			if started := j.GetStarted(); started != nil && started.AsTime().After(j.Ended.AsTime()) {
+				j.Ended = started // the clock has gone back
+			}
 			switch {
 			case errors.Is(failed, errCancelled):
 				j.State = headwaterv1.JobState_JOB_STATE_CANCELLED
