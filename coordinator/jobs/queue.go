@@ -171,7 +171,8 @@ func (q *Queue) Close() error {
 	return errors.Join(q.conns.Close(), q.store.Close())
 }
 
-// newID makes a job's id. Ids ascend with time, also where the clock goes back: jobs wait, and are kept, in the order of their ids.
+// newID makes a job's id, above those of all that are there, also where the clock goes back: jobs wait, and are kept, in the order of
+// their ids.
 func (q *Queue) newID() string {
 	q.ids.Lock()
 	defer q.ids.Unlock()

@@ -32,6 +32,7 @@ import (
 
 	"headwater.example/internal/testkit/cut"
 	"headwater.example/internal/testkit/drivers"
+	"headwater.example/internal/testkit/jump"
 	"headwater.example/internal/testkit/submitters"
 )
 
@@ -57,6 +58,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	bin := flags.String("bin", "bin", "folder of the binaries")
 	length := flags.Duration("time", 10*time.Minute, "how long")
+	clocks := flags.Bool("clocks", true, "build a program whose clock jumps, and let it jump")
 	still := flags.Bool("connected", false, "cut nothing off the network")
 	only := flags.String("run", "", "sessions or jobs alone")
 	log := flags.String("log", "", "file for what the processes say, instead of stderr")
@@ -83,6 +85,16 @@ func run(ctx context.Context, args []string) (err error) {
 		defer func() { err = errors.Join(err, f.Close()) }()
 		config.Log, jobs.Log = f, f
 	}
+	if *clocks {
+		work, err := os.MkdirTemp("", "headwater-chaos-")
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+		if err := jumping(ctx, work, &config, &jobs); err != nil {
+			fmt.Fprintf(os.Stderr, "chaos: %v: no clock jumps\n", err)
+		}
+	}
 	if cut.Inside() {
 		network, err := cut.Open()
 		if err != nil {
@@ -97,6 +109,16 @@ func run(ctx context.Context, args []string) (err error) {
 	if err := both(ctx, *only, config, jobs); err != nil {
 		return fmt.Errorf("seed %d: %w", *seed, err)
 	}
+	return nil
+}
+
+// jumping lets both have a program whose clock jumps.
+func jumping(ctx context.Context, work string, sessions *drivers.Config, jobs *submitters.Config) error {
+	c, err := jump.Build(ctx, work, "headwater.example/cmd/coord")
+	if err != nil {
+		return err
+	}
+	sessions.Clocks, sessions.Command, jobs.Clocks, jobs.Command = c, c.Program, c, c.Program
 	return nil
 }
 
@@ -149,6 +171,7 @@ func report(t drivers.Tally) error {
 		fmt.Fprintf(os.Stderr, "chaos: for %d calls no order was found in time, and none was ruled out\n", t.Undecided)
 	}
 	figure("chaos_faults", float64(t.Kills+t.Stops+t.Cuts))
+	figure("chaos_jumps", float64(t.Jumps))
 	figure("chaos_answers", float64(t.Contexts))
 	figure("chaos_appends", float64(t.Appends))
 	figure("chaos_ordered", float64(t.Ordered))

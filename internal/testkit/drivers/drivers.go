@@ -34,6 +34,7 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/testkit/cut"
+	"headwater.example/internal/testkit/jump"
 )
 
 // Config is what a run is made with.
@@ -53,6 +54,8 @@ type Config struct {
 	Log           io.Writer // of the processes
 	// Network, unless nil, is this program's own, in which the processes are cut off as well.
 	Network *cut.Network
+	// Clocks, unless nil, are those of the processes, which jump.
+	Clocks *jump.Clocks
 }
 
 // Tally counts what drivers have done.
@@ -66,8 +69,8 @@ type Tally struct {
 	// Refused are calls that found no room, Lost those that found a worker lost, Gone sessions that were lost with a worker, Parted those
 	// that went on twice.
 	Refused, Lost, Gone, Parted int64
-	// Stops, Kills and Cuts are those of processes; cut is off the network.
-	Stops, Kills, Cuts int64
+	// Stops, Kills and Cuts are those of processes; cut is off the network. Jumps are those of their clocks.
+	Stops, Kills, Cuts, Jumps int64
 	// Appends are those that were acknowledged. Attempts are calls that had two seconds, but for those that found another driver, and
 	// Timely those of them that went well.
 	Appends, Attempts, Timely int64
@@ -90,7 +93,7 @@ type run struct {
 	books  []*book    // of all sessions that there were
 	enough func()     // ends the driving
 	tally  struct {
-		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, parted, stuck, absent, stops, kills, cuts, appends, attempts, timely, ordered, undecided atomic.Int64
+		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, parted, stuck, absent, stops, kills, cuts, jumps, appends, attempts, timely, ordered, undecided atomic.Int64
 	}
 }
 
@@ -124,7 +127,7 @@ func Run(ctx context.Context, config Config) (Tally, error) {
 	return Tally{
 		Steps: t.steps.Load(), Contexts: t.contexts.Load(), Takeovers: t.takeovers.Load(), Forks: t.forks.Load(),
 		Truncations: t.truncations.Load(), Snapshots: t.snapshots.Load(), Unknown: t.unknown.Load(),
-		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Parted: t.parted.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(), Cuts: t.cuts.Load(),
+		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Parted: t.parted.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(), Cuts: t.cuts.Load(), Jumps: t.jumps.Load(),
 		Appends: t.appends.Load(), Attempts: t.attempts.Load(), Timely: t.timely.Load(), Ordered: t.ordered.Load(), Undecided: t.undecided.Load(),
 	}, errors.Join(err, c.stop())
 }

@@ -15,6 +15,7 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session/fanout"
 	"headwater.example/internal/testkit/cut"
+	"headwater.example/internal/testkit/jump"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -71,6 +72,9 @@ func (p *processes) disturb(ctx context.Context, r *run) error {
 		if err := p.copies(ctx, r); err != nil || ctx.Err() != nil {
 			return err
 		}
+		if err := p.jump(r, random); err != nil {
+			return err
+		}
 		var err error
 		switch {
 		case n%3 == 1:
@@ -86,6 +90,19 @@ func (p *processes) disturb(ctx context.Context, r *run) error {
 			return err
 		}
 	}
+}
+
+// jump sets the clock of a process, or that of those which are started from now on, forth or back by up to an hour.
+func (p *processes) jump(r *run, random *rand.Rand) error {
+	if p.config.Clocks == nil {
+		return nil
+	}
+	r.tally.jumps.Add(1)
+	off, which := jump.Somewhere(random), random.IntN(p.Workers()+2)-2
+	if which == -2 {
+		return p.config.Clocks.SetNew(off)
+	}
+	return p.config.Clocks.Set(p.Process(which), off)
 }
 
 // halt stops a process for some time.

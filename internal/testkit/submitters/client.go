@@ -66,6 +66,11 @@ func (s *submitter) one(ctx context.Context, n int) error {
 		if err == nil {
 			s.tally.submitted.Add(1)
 			s.history.acknowledge(j, got.ID)
+			for _, other := range s.mine {
+				if got.ID <= other.id && !s.history.mayBeMissing(other) {
+					return fmt.Errorf("job %s was submitted after %s", got.ID, other.id)
+				}
+			}
 			s.mine = append(s.mine, j)
 			return s.follow(ctx, j)
 		}

@@ -17,6 +17,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/atomicfile"
+	"headwater.example/internal/testkit/jump"
 )
 
 // disturb lets one bad thing happen after the other, until ctx ends.
@@ -26,11 +27,24 @@ func (r *run) disturb(ctx context.Context) error {
 		wait(ctx, time.Duration(100+random.IntN(600))*time.Millisecond)
 		full, kill, tear := random.IntN(2) == 0, random.IntN(2) == 0, random.IntN(3) > 0
 		length := time.Duration(random.IntN(1500)) * time.Millisecond
+		if err := r.jump(random); err != nil {
+			return err
+		}
 		if err := r.fault(ctx, random, full && r.config.Disk != nil, kill, tear, length); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// jump sets the coordinator's clock, and that of the next one, forth or back by up to an hour.
+func (r *run) jump(random *rand.Rand) error {
+	if r.config.Clocks == nil {
+		return nil
+	}
+	r.tally.jumps.Add(1)
+	now, next := jump.Somewhere(random), jump.Somewhere(random)
+	return errors.Join(r.config.Clocks.Set(r.cluster.Process(-1), now), r.config.Clocks.SetNew(next))
 }
 
 // fault fills the disk, kills the coordinator and changes a file, as it is told; or else stops the coordinator for a while.

@@ -76,6 +76,8 @@ func (h *history) check(j *job, got *client.Job) error {
 	switch {
 	case got.ID != j.id || got.Key != j.key:
 		return wrong(fmt.Sprintf("it has the id %s and the key %q", got.ID, got.Key))
+	case got.Over() && got.Ended.Before(got.Started):
+		return wrong(fmt.Sprintf("it began at %v and ended at %v", got.Started, got.Ended))
 	case j.gone:
 		return wrong("it was deleted")
 	case got.State == client.JobUploading:

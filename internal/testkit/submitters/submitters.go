@@ -1,5 +1,5 @@
-// Package submitters has clients submit jobs to a coordinator that is killed, that stands still, whose disk is full for a while, and
-// whose files change on the disk while it is dead, and holds what becomes of the jobs to what was said to the clients.
+// Package submitters has clients submit jobs to a coordinator that is killed, that stands still, whose clock jumps, whose disk is full
+// for a while, and whose files change on the disk while it is dead, and holds what becomes of the jobs to what was said to the clients.
 //
 // Each client submits jobs, with keys and without, with deadlines that strike in the middle of calls; it waits for some, cancels some,
 // deletes most that have ended, and leaves the others. One fault comes after the other (faults.go). What must hold (history.go):
@@ -9,6 +9,7 @@
 //   - a job whose record was changed on the disk is left out, and the log has one line that names the record and the way back; nothing
 //     of the job is removed. One whose file or result was changed fails as damaged. No other job notices;
 //   - a submission that was refused leaves no job, one of which no outcome came at most one;
+//   - a job's id is above those of the jobs that were there before it, and it ends after it began, wherever the clock jumps;
 //   - every error has a kind, and a full disk refuses new jobs and fails none that was accepted;
 //   - in the end the folder of the jobs has their files, and no others.
 package submitters
@@ -28,6 +29,7 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/figures/jobs"
 	"headwater.example/internal/localcluster"
+	"headwater.example/internal/testkit/jump"
 )
 
 // Config is what a run is made with.
@@ -39,6 +41,8 @@ type Config struct {
 	Log     io.Writer     // of the processes
 	// Disk mounts a small file system at a folder, for the coordinator's data; nil: its disk is never full.
 	Disk func(folder string, bytes int64) (remove func() error, err error)
+	// Clocks, unless nil, are those of the processes, of which the coordinator's jumps.
+	Clocks *jump.Clocks
 }
 
 // Tally counts what was done.
@@ -47,8 +51,9 @@ type Tally struct {
 	Submitted, Refused, Unknown int64
 	// Results are those that were compared.
 	Results, Cancelled, Deleted int64
-	// Kills and Stops are those of the coordinator, Fills of its disk, Torn its files that were cut or changed while it was dead.
-	Kills, Stops, Fills, Torn int64
+	// Kills and Stops are those of the coordinator, Jumps of its clock, Fills of its disk, Torn its files that were cut or changed while
+	// it was dead.
+	Kills, Stops, Jumps, Fills, Torn int64
 	// LeftOut are jobs whose record was changed, Damaged those whose file or result was.
 	LeftOut, Damaged int64
 }
@@ -69,7 +74,7 @@ type run struct {
 	log     *log
 	history history
 	tally   struct {
-		submitted, refused, unknown, results, cancelled, deleted, kills, stops, fills, torn, leftOut, damaged atomic.Int64
+		submitted, refused, unknown, results, cancelled, deleted, kills, stops, jumps, fills, torn, leftOut, damaged atomic.Int64
 	}
 }
 
@@ -117,7 +122,7 @@ func Run(ctx context.Context, config Config) (_ Tally, err error) {
 	t := &r.tally
 	return Tally{
 		Submitted: t.submitted.Load(), Refused: t.refused.Load(), Unknown: t.unknown.Load(), Results: t.results.Load(), Cancelled: t.cancelled.Load(),
-		Deleted: t.deleted.Load(), Kills: t.kills.Load(), Stops: t.stops.Load(), Fills: t.fills.Load(), Torn: t.torn.Load(),
+		Deleted: t.deleted.Load(), Kills: t.kills.Load(), Stops: t.stops.Load(), Jumps: t.jumps.Load(), Fills: t.fills.Load(), Torn: t.torn.Load(),
 		LeftOut: t.leftOut.Load(), Damaged: t.damaged.Load(),
 	}, err
 }
