@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -40,6 +41,7 @@ type Cluster struct {
 	spawn       *spawner
 	temporary   *folder // data folder to remove; nil when it is the caller's
 	coordinator *process
+	second      *process // another coordinator, nil if there is none
 	workers     []*process
 	address     string // the coordinator's gRPC and gossip addresses, kept over its restarts
 	gossip      string
@@ -103,39 +105,32 @@ func (c *Cluster) Workers() int { return len(c.workers) }
 // Name is the name of a worker, from 0: w1 is the first.
 func (c *Cluster) Name(worker int) string { return c.workers[worker].name }
 
-// Admin is the host:port of a worker's admin port, that of the coordinator's for -1; empty where it was started without one.
-func (c *Cluster) Admin(worker int) string {
-	if worker < 0 {
-		return c.coordinator.ready.Admin
+// at is a worker's process, the coordinator's for -1, the second coordinator's for -2.
+func (c *Cluster) at(worker int) *process {
+	switch worker {
+	case -1:
+		return c.coordinator
+	case -2:
+		return c.second
 	}
-	return c.workers[worker].ready.Admin
+	return c.workers[worker]
 }
+
+// Admin is the host:port of a worker's admin port, that of the coordinator's for -1; empty where it was started without one.
+func (c *Cluster) Admin(worker int) string { return c.at(worker).ready.Admin }
 
 // Health is the host:port of a worker's port for health checks, that of the coordinator's for -1; empty where it was started without
 // one.
-func (c *Cluster) Health(worker int) string {
-	if worker < 0 {
-		return c.coordinator.ready.Health
-	}
-	return c.workers[worker].ready.Health
-}
+func (c *Cluster) Health(worker int) string { return c.at(worker).ready.Health }
 
-// Addresses are the host:port of a worker's gRPC service and of its gossip; those of the coordinator for -1.
+// Addresses are the host:port of a worker's gRPC service and of its gossip; those of the coordinator for -1, of the second one for -2.
 func (c *Cluster) Addresses(worker int) (service, gossip string) {
-	p := c.coordinator
-	if worker >= 0 {
-		p = c.workers[worker]
-	}
+	p := c.at(worker)
 	return p.ready.Address, p.ready.Gossip
 }
 
-// Process is the id of a worker's process; that of the coordinator's for -1.
-func (c *Cluster) Process(worker int) int {
-	if worker < 0 {
-		return c.coordinator.cmd.Process.Pid
-	}
-	return c.workers[worker].cmd.Process.Pid
-}
+// Process is the id of a worker's process; that of the coordinator's for -1, of the second one's for -2.
+func (c *Cluster) Process(worker int) int { return c.at(worker).cmd.Process.Pid }
 
 // Done is closed when the coordinator's process ends.
 func (c *Cluster) Done() <-chan struct{} { return c.coordinator.done }
@@ -143,8 +138,8 @@ func (c *Cluster) Done() <-chan struct{} { return c.coordinator.done }
 // WorkerDone is closed when a worker's process ends.
 func (c *Cluster) WorkerDone(worker int) <-chan struct{} { return c.workers[worker].done }
 
-// Kill ends a worker as kill -9 does, and waits for its process.
-func (c *Cluster) Kill(worker int) { c.workers[worker].kill() }
+// Kill ends a worker as kill -9 does, the coordinator for -1, the second one for -2, and waits for its process.
+func (c *Cluster) Kill(worker int) { c.at(worker).kill() }
 
 // KillCoordinator ends the coordinator as kill -9 does, and waits for its process.
 func (c *Cluster) KillCoordinator() { c.coordinator.kill() }
@@ -158,13 +153,7 @@ func (c *Cluster) RestartCoordinator(ctx context.Context) error {
 }
 
 func (c *Cluster) startCoordinator(ctx context.Context) error {
-	args := []string{"serve", "--name", "local", "--listen", c.address, "--gossip", c.gossip, "--data-dir", c.opts.DataDir, "--replicas", strconv.Itoa(c.opts.Replicas)}
-	for _, w := range c.workers {
-		if w.running() {
-			args = append(args, "--join", w.ready.Gossip)
-		}
-	}
-	p, err := c.start("local", append(append(args, c.secured("coordinator-local")...), c.opts.CoordinatorArgs...))
+	p, err := c.serve("local", c.address, c.gossip, c.opts.DataDir)
 	if err != nil {
 		return err
 	}
@@ -173,6 +162,41 @@ func (c *Cluster) startCoordinator(ctx context.Context) error {
 		return err
 	}
 	c.address, c.gossip = p.ready.Address, p.ready.Gossip
+	return nil
+}
+
+// serve starts a coordinator, which joins all that run.
+func (c *Cluster) serve(name, address, gossip, dataDir string) (*process, error) {
+	args := []string{"serve", "--name", name, "--listen", address, "--gossip", gossip, "--data-dir", dataDir, "--replicas", strconv.Itoa(c.opts.Replicas)}
+	for _, p := range append(slices.Clone(c.workers), c.coordinator, c.second) {
+		if p != nil && p.name != name && p.running() {
+			args = append(args, "--join", p.ready.Gossip)
+		}
+	}
+	return c.start(name, append(append(args, c.secured("coordinator-local")...), c.opts.CoordinatorArgs...))
+}
+
+// secondName is the name of the second coordinator, and of its folder within the first one's.
+const secondName = "second"
+
+// StartSecond starts a second coordinator of the same workers, with data of its own, or starts it again, on its old ports, if it was
+// killed. It waits until that one sees every worker that runs answer. There is no certificate for it: the cluster is in plain text.
+func (c *Cluster) StartSecond(ctx context.Context) error {
+	address, gossip := "127.0.0.1:0", "127.0.0.1:0"
+	if c.second != nil {
+		address, gossip = c.second.ready.Address, c.second.ready.Gossip
+	}
+	p, err := c.serve(secondName, address, gossip, filepath.Join(c.opts.DataDir, secondName))
+	if err == nil {
+		c.second = p
+		err = p.awaitReady(ctx)
+	}
+	if err == nil {
+		err = c.awaitWorkers(ctx, p.ready.Address)
+	}
+	if err != nil {
+		return fmt.Errorf("start a second coordinator: %w", err)
+	}
 	return nil
 }
 
@@ -201,6 +225,9 @@ func (c *Cluster) startWorker() error {
 
 func (c *Cluster) launchWorker(name, address, gossip string) (*process, error) {
 	args := []string{"worker", "serve", "--name", name, "--listen", address, "--gossip", gossip, "--join", c.gossip}
+	if c.second != nil {
+		args = append(args, "--join", c.second.ready.Gossip)
+	}
 	if c.opts.Memory > 0 {
 		args = append(args, "--memory", strconv.FormatInt(c.opts.Memory, 10))
 	}
@@ -219,17 +246,30 @@ func (c *Cluster) secured(folder string) []string {
 }
 
 // Dial prepares a connection to the coordinator.
-func (c *Cluster) Dial() (*client.Client, error) {
+func (c *Cluster) Dial() (*client.Client, error) { return c.dial(c.address) }
+
+func (c *Cluster) dial(address string) (*client.Client, error) {
 	var o client.DialOptions
 	if c.opts.TLS != "" {
 		o.TLSDir = filepath.Join(c.opts.TLS, "client-local")
 	}
-	return client.DialWith(c.address, o)
+	return client.DialWith(address, o)
 }
 
-// AwaitWorkers waits until the coordinator sees every worker that runs answer.
+// AwaitWorkers waits until the coordinators that run see every worker that runs answer.
 func (c *Cluster) AwaitWorkers(ctx context.Context) error {
-	conn, err := c.Dial()
+	if err := c.awaitWorkers(ctx, c.address); err != nil {
+		return err
+	}
+	if c.second == nil || !c.second.running() {
+		return nil
+	}
+	return c.awaitWorkers(ctx, c.second.ready.Address)
+}
+
+// awaitWorkers waits until a coordinator sees every worker that runs answer.
+func (c *Cluster) awaitWorkers(ctx context.Context, address string) error {
+	conn, err := c.dial(address)
 	if err != nil {
 		return err
 	}
@@ -266,6 +306,9 @@ func (c *Cluster) AwaitWorkers(ctx context.Context) error {
 // ended with an error, those apart that were killed.
 func (c *Cluster) Stop(ctx context.Context) error {
 	errs := []error{c.coordinator.stop(ctx)}
+	if c.second != nil {
+		errs = append(errs, c.second.stop(ctx))
+	}
 	for _, w := range c.workers {
 		w.terminate()
 	}
@@ -278,6 +321,9 @@ func (c *Cluster) Stop(ctx context.Context) error {
 func (c *Cluster) killAll() {
 	if c.coordinator != nil {
 		c.coordinator.kill()
+	}
+	if c.second != nil {
+		c.second.kill()
 	}
 	for _, w := range c.workers {
 		w.kill()

@@ -74,7 +74,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	config := drivers.Config{
-		Workers: 3, Sessions: 8, Drivers: 2, Budget: 64 << 20, Replicas: 1, Seed: *seed, Time: *length, Command: program, Log: os.Stderr,
+		Workers: 3, Coordinators: 2, Sessions: 8, Drivers: 2, Budget: 64 << 20, Replicas: 1, Seed: *seed, Time: *length, Command: program, Log: os.Stderr,
 	}
 	jobs := submitters.Config{Command: program, Clients: 4, Seed: *seed, Time: *length, Log: os.Stderr}
 	if *log != "" {

@@ -109,8 +109,8 @@ func (c *cluster) stop() error {
 	return errors.Join(append(errs, os.RemoveAll(c.dir))...)
 }
 
-// coordinator is the coordinator's address.
-func (c *cluster) coordinator() string { return c.address }
+// coordinators is the coordinator's address.
+func (c *cluster) coordinators() []string { return []string{c.address} }
 
 // workers and unreached are for sessions with copies, which there are none of here.
 func (c *cluster) workers() []rpc.Peer              { return nil }

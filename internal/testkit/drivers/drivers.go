@@ -51,7 +51,9 @@ type Config struct {
 	Command string
 	// Replicas is how many copies sessions have, and Dim the size of a head, 0 is 4: of processes alone.
 	Replicas, Dim int
-	Log           io.Writer // of the processes
+	// Coordinators are one or two, of processes alone; 0 is one.
+	Coordinators int
+	Log          io.Writer // of the processes
 	// Network, unless nil, is this program's own, in which the processes are cut off as well.
 	Network *cut.Network
 	// Clocks, unless nil, are those of the processes, which jump.
@@ -99,7 +101,7 @@ type run struct {
 
 // company is a cluster and what becomes of it.
 type company interface {
-	coordinator() string // its address
+	coordinators() []string // their addresses
 	// workers are the workers, and unreached says whether one could not be reached since a time: of clusters whose sessions have copies.
 	workers() []rpc.Peer
 	unreached(worker string, since time.Time) bool
@@ -133,7 +135,7 @@ func Run(ctx context.Context, config Config) (Tally, error) {
 }
 
 func (r *run) run(ctx context.Context) error {
-	opener, err := client.Dial(r.coordinator())
+	opener, err := client.Dial(r.coordinators()[0])
 	if err != nil {
 		return err
 	}
@@ -165,7 +167,7 @@ func (r *run) run(ctx context.Context) error {
 	begin(func(ctx context.Context) error { return r.disturb(ctx, r) })
 	for i, s := range r.slots {
 		for j := range r.config.Drivers {
-			d := &driver{run: r, slot: s, direct: j%2 == 1, rand: rand.New(rand.NewPCG(r.config.Seed, uint64(2+i*r.config.Drivers+j)))}
+			d := &driver{run: r, slot: s, direct: j%2 == 1, asks: i + j, rand: rand.New(rand.NewPCG(r.config.Seed, uint64(2+i*r.config.Drivers+j)))}
 			begin(d.drive)
 		}
 	}
@@ -191,12 +193,19 @@ type driver struct {
 	book   *book // of the session that it drives now
 	lane   *lane // on which it does
 	direct bool
+	asks   int // which of the coordinators
 	rand   *rand.Rand
 	client *client.Client
 }
 
+// dial prepares a connection to the driver's coordinator.
+func (d *driver) dial() (*client.Client, error) {
+	all := d.coordinators()
+	return client.Dial(all[d.asks%len(all)])
+}
+
 func (d *driver) drive(ctx context.Context) (err error) {
-	if d.client, err = client.Dial(d.coordinator()); err != nil {
+	if d.client, err = d.dial(); err != nil {
 		return err
 	}
 	defer d.client.Close()
@@ -297,7 +306,7 @@ func (d *driver) take(ctx context.Context) error {
 
 // last looks at the session of a slot once nothing bad happens any more.
 func (d *driver) last(ctx context.Context) (err error) {
-	if d.client, err = client.Dial(d.coordinator()); err != nil {
+	if d.client, err = d.dial(); err != nil {
 		return err
 	}
 	defer d.client.Close()

@@ -164,7 +164,7 @@ func (r *run) settle(ctx context.Context) error {
 	defer cancel()
 	for _, direct := range []bool{false, true} {
 		for i, s := range r.slots {
-			d := &driver{run: r, slot: s, book: s.book, direct: direct, rand: rand.New(rand.NewPCG(r.config.Seed, uint64(i)))}
+			d := &driver{run: r, slot: s, book: s.book, direct: direct, asks: i, rand: rand.New(rand.NewPCG(r.config.Seed, uint64(i)))}
 			// One that does not come back leaves time for the others.
 			one, done := context.WithTimeout(coming, settled/4)
 			err := d.last(one)
@@ -174,7 +174,7 @@ func (r *run) settle(ctx context.Context) error {
 			}
 		}
 	}
-	c, err := client.Dial(r.coordinator())
+	c, err := client.Dial(r.coordinators()[0])
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,8 @@ import (
 // processes are a cluster of processes, that are stopped, killed and started again.
 type processes struct {
 	*localcluster.Cluster
-	config Config
+	config    Config
+	addresses []string // of the coordinators
 	*reach
 }
 
@@ -35,6 +36,15 @@ func startProcesses(ctx context.Context, config Config) (company, error) {
 		return nil, err
 	}
 	p := &processes{Cluster: c, config: config}
+	if config.Coordinators == 2 {
+		if err := c.StartSecond(ctx); err != nil {
+			return nil, errors.Join(err, c.Stop(ctx))
+		}
+	}
+	for i := range max(config.Coordinators, 1) {
+		service, _ := c.Addresses(-1 - i)
+		p.addresses = append(p.addresses, service)
+	}
 	p.reach = newReach(p.workers())
 	return p, nil
 }
@@ -48,7 +58,13 @@ func (p *processes) workers() (all []rpc.Peer) {
 	return all
 }
 
-func (p *processes) coordinator() string { return p.Address() }
+func (p *processes) coordinators() []string { return p.addresses }
+
+// victim draws a process: a worker, or less than 0 for a coordinator.
+func (p *processes) victim(random *rand.Rand) int {
+	n := len(p.addresses)
+	return random.IntN(p.Workers()+n) - n
+}
 
 func (p *processes) stop() error {
 	p.reach.stop()
@@ -61,7 +77,7 @@ func (p *processes) stop() error {
 func (p *processes) disturb(ctx context.Context, r *run) error {
 	random := rand.New(rand.NewPCG(p.config.Seed, 1))
 	for n := 1; ; n++ {
-		victim := random.IntN(p.Workers()+1) - 1 // -1 is the coordinator
+		victim := p.victim(random)
 		pause, length := time.Duration(50+random.IntN(300))*time.Millisecond, time.Duration(random.IntN(300))*time.Millisecond
 		select {
 		case <-ctx.Done():
@@ -98,11 +114,11 @@ func (p *processes) jump(r *run, random *rand.Rand) error {
 		return nil
 	}
 	r.tally.jumps.Add(1)
-	off, which := jump.Somewhere(random), random.IntN(p.Workers()+2)-2
-	if which == -2 {
+	off := jump.Somewhere(random)
+	if random.IntN(p.Workers()+2) == 0 {
 		return p.config.Clocks.SetNew(off)
 	}
-	return p.config.Clocks.Set(p.Process(which), off)
+	return p.config.Clocks.Set(p.Process(p.victim(random)), off)
 }
 
 // halt stops a process for some time.
@@ -141,11 +157,16 @@ func (p *processes) kill(ctx context.Context, r *run, victim int, length time.Du
 	restarting, cancel := context.WithTimeout(context.WithoutCancel(ctx), settled)
 	defer cancel()
 	var err error
-	if victim < 0 {
-		p.KillCoordinator()
+	switch victim {
+	case -1:
+		p.Kill(victim)
 		wait(ctx, length)
 		err = p.RestartCoordinator(restarting)
-	} else {
+	case -2:
+		p.Kill(victim)
+		wait(ctx, length)
+		err = p.StartSecond(restarting)
+	default:
 		if err = p.orphan(ctx, r, victim); err != nil {
 			return err
 		}
