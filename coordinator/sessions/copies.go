@@ -312,7 +312,7 @@ const tornFor = 1500 * time.Millisecond
 // asked before the epoch came to them are not lost, though they do not count among those of the newest one.
 func (k *keeper) steps(p *plan) bool {
 	k.mu.Lock()
-	counter, now := p.current[0].GetEpoch().GetCounter(), k.now()
+	counter, now := p.highest, k.now()
 	was, ok := k.torn[p.id]
 	switch {
 	case !p.torn:
@@ -329,10 +329,12 @@ func (k *keeper) steps(p *plan) bool {
 	return true
 }
 
-// isTorn reports whether the newest epoch is closed, or has not come to all that it names: some tell of an older one.
+// isTorn reports whether the epoch of those who hold a session is closed, or has not come to all that it names: some tell of an older one;
+// or whether others tell of one above it. These have been left out, unless another coordinator is just stepping them: if a session
+// goes on twice, one side looks left out while its holders are exchanged.
 func isTorn(current, states []*headwaterv1.SessionState) bool {
 	top := current[0].GetEpoch()
-	return top.GetClosed() || slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
+	return top.GetClosed() || highest(states) > top.GetCounter() || slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
 		same := s.GetEpoch().GetCounter() == top.GetCounter() && bytes.Equal(s.GetEpoch().GetLane(), top.GetLane())
 		return !same && slices.ContainsFunc(s.GetHolders(), func(o *headwaterv1.Holder) bool {
 			return slices.Contains(top.GetMembers(), o.GetName())
@@ -351,6 +353,14 @@ func (k *keeper) awaits(p *plan) bool {
 	}
 	named := p.current[0].GetEpoch().GetMembers()
 	return slices.ContainsFunc(k.Awaited(), func(m membership.Member) bool { return slices.Contains(named, m.Name) })
+}
+
+// highest is the highest counter of an epoch that is told.
+func highest(states []*headwaterv1.SessionState) (counter uint64) {
+	for _, s := range states {
+		counter = max(counter, s.GetEpoch().GetCounter())
+	}
+	return counter
 }
 
 // tend does for one session what can be done while its plan is among some.
@@ -399,6 +409,7 @@ type plan struct {
 	holding  *fanout.Holding
 	lacking  int            // copies of shards
 	target   *fanout.Holder // who is to have more, with all that it is to have then; nil is nobody
+	highest  uint64         // counter of the highest epoch that is told
 	torn     bool           // somebody may be stepping the session's epoch
 	draining []string       // holders that are drained
 	leaving  []string       // those of them that end soon
@@ -419,7 +430,7 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 		k.note(id, 0, true)
 		return nil // nobody has what is missing
 	}
-	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states), torn: isTorn(current, states)}
+	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states), highest: highest(states), torn: isTorn(current, states)}
 	var places []workers.Description
 	for _, w := range described {
 		holds := slices.ContainsFunc(h.Holders(), func(o *fanout.Holder) bool { return o.Name == w.Name })

@@ -27,6 +27,8 @@ func TestASessionWhoseEpochIsBeingSteppedIsLeftAlone(t *testing.T) {
 		"one does not answer":    {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2")}},
 		"one was left out":       {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1")}, others: []*headwaterv1.SessionState{state("w2", 5, false, "w1", "w2")}},
 		"holders are exchanged":  {current: []*headwaterv1.SessionState{state("w1", 6, true, "w1")}, torn: true},
+		"one was left out above": {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1")}, others: []*headwaterv1.SessionState{state("w2", 7, false, "w1", "w2")}, torn: true},
+		"another side is copied": {current: []*headwaterv1.SessionState{state("w3", 5, false, "w3")}, others: []*headwaterv1.SessionState{state("w2", 8, false, "w2", "w1"), state("w1", 7, true)}, torn: true},
 		"a lane of more letters": {current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2"), {Epoch: &headwaterv1.Epoch{Counter: 6, Lane: []byte{2}}, Holders: []*headwaterv1.Holder{{Name: "w2"}}}}, torn: true},
 	} {
 		if got := isTorn(one.current, append(one.others, one.current...)); got != one.torn {
@@ -35,7 +37,7 @@ func TestASessionWhoseEpochIsBeingSteppedIsLeftAlone(t *testing.T) {
 	}
 	now := time.Now()
 	k := New(Config{View: membership.Static(nil), Now: func() time.Time { return now }}).copies
-	p := &plan{id: [16]byte{1}, current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2")}, torn: true}
+	p := &plan{id: [16]byte{1}, current: []*headwaterv1.SessionState{state("w1", 6, false, "w1", "w2")}, highest: 7, torn: true}
 	looked := func(torn bool, after time.Duration) bool {
 		p.torn, now = torn, now.Add(after)
 		clear(k.kicked)
@@ -51,7 +53,7 @@ func TestASessionWhoseEpochIsBeingSteppedIsLeftAlone(t *testing.T) {
 	if looked(true, tornFor/2) {
 		t.Error("a session that nobody steps on is left alone for ever")
 	}
-	p.current[0].Epoch.Counter++
+	p.highest++
 	if !looked(true, 0) || looked(false, 0) || !looked(true, tornFor) {
 		t.Error("a session is not left alone anew whose epoch has changed")
 	}
