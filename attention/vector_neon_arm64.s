@@ -31012,15 +31012,19 @@ TEXT ·tileScores_neon(SB), NOSPLIT, $0-64
 	MOVD n+32(FP), R4
 	MOVD rows+40(FP), R5
 	MOVD carry+48(FP), R6
-rows1:
+	MOVD ahead+56(FP), R7
+	CBZ R7, none1
+	MOVD (R7), R7
+none1:
+rows2:
 	CMP $9, R5
-	BLT fewer2
-tile10:
+	BLT fewer3
+tile11:
 	MOVD $0xffff0000, R9
 	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $8, R11
-block11:
+block12:
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -31053,9 +31057,90 @@ block11:
 	ADD R3, R15, R19
 	ADD R3, R19, R20
 	MOVD R4, R9
+	CBZ R7, plain15
 	SUBS $4, R9, R9
-	BLT short13
-loop15:
+	BLT short14
+asking13:
+	FMOVQ.P 16(R12), F24
+	FMOVQ.P 16(R13), F25
+	FMOVQ.P 16(R14), F26
+	FMOVQ.P 16(R15), F27
+	FMOVQ.P 16(R19), F28
+	FMOVQ.P 16(R20), F29
+	FMOVQ 0(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	FMOVQ 256(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
+	FMOVQ 272(R8), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
+	FMOVQ 256(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 272(R8), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
+	PRFM 0(R7), PLDL1KEEP
+	ADD $64, R7, R7
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE asking13
+	B short14
+plain15:
+	SUBS $4, R9, R9
+	BLT short14
+loop16:
 	FMOVQ.P 16(R12), F24
 	FMOVQ.P 16(R13), F25
 	FMOVQ.P 16(R14), F26
@@ -31128,12 +31213,12 @@ loop15:
 	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop15
-short13:
+	BGE loop16
+short14:
 	ADDS $4, R9, R9
-	BEQ summed17
-some16:
-	TBZ $1, R9, one18
+	BEQ summed18
+some17:
+	TBZ $1, R9, one19
 	FMOVD.P 8(R12), F24
 	FMOVD.P 8(R13), F25
 	FMOVD.P 8(R14), F26
@@ -31173,8 +31258,8 @@ some16:
 	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
 	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
 	ADD $256, R8, R8
-	TBZ $0, R9, summed17
-one18:
+	TBZ $0, R9, summed18
+one19:
 	FMOVS.P 4(R12), F24
 	FMOVS.P 4(R13), F25
 	FMOVS.P 4(R14), F26
@@ -31198,7 +31283,7 @@ one18:
 	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
 	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
 	ADD $128, R8, R8
-summed17:
+summed18:
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
@@ -31211,7 +31296,7 @@ summed17:
 	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
 	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
 	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
-	CBZ R6, first19
+	CBZ R6, first20
 	FLDPQ 0(R0), (F24, F25)
 	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
 	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
@@ -31240,8 +31325,8 @@ summed17:
 	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
 	FMOVQ F20, 1280(R0)
 	FMOVQ F22, 1296(R0)
-	B stored20
-first19:
+	B stored21
+first20:
 	FSTPQ (F0, F2), 0(R0)
 	FSTPQ (F4, F6), 256(R0)
 	FSTPQ (F8, F10), 512(R0)
@@ -31250,11 +31335,11 @@ first19:
 	FMOVQ F18, 1040(R0)
 	FMOVQ F20, 1280(R0)
 	FMOVQ F22, 1296(R0)
-stored20:
+stored21:
 	ADD $32, R0, R0
 	ADD $32, R10, R10
 	SUBS $1, R11, R11
-	BNE block11
+	BNE block12
 	ADD $1280, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
@@ -31262,29 +31347,30 @@ stored20:
 	ADD R3, R1, R1
 	ADD R3, R1, R1
 	ADD R3, R1, R1
+	MOVD ZR, R7
 	SUB $6, R5, R5
-	B rows1
-fewer2:
+	B rows2
+fewer3:
 	CMP $1, R5
-	BEQ tile5
-	CMP $2, R5
 	BEQ tile6
-	CMP $3, R5
+	CMP $2, R5
 	BEQ tile7
-	CMP $4, R5
+	CMP $3, R5
 	BEQ tile8
-	CMP $5, R5
+	CMP $4, R5
 	BEQ tile9
-	CMP $6, R5
+	CMP $5, R5
 	BEQ tile10
-	BGT tile8
-	B done3
-tile5:
+	CMP $6, R5
+	BEQ tile11
+	BGT tile9
+	B done4
+tile6:
 	MOVD $0xffff0000, R9
 	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $2, R11
-block21:
+block22:
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -31304,9 +31390,96 @@ block21:
 	MOVD R10, R8
 	MOVD R1, R12
 	MOVD R4, R9
+	CBZ R7, plain25
 	SUBS $4, R9, R9
-	BLT short23
-loop25:
+	BLT short24
+asking23:
+	FMOVQ.P 16(R12), F16
+	FLDPQ 0(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01221 // fmla v1.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01243 // fmla v3.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e4 // fmla v4.4s, v23.4s, v16.s[0]
+	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a5 // fmla v5.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c7 // fmla v7.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901368 // fmla v8.4s, v27.4s, v16.s[0]
+	WORD $0x4f90138a // fmla v10.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01329 // fmla v9.4s, v25.4s, v16.s[1]
+	WORD $0x4fb0134b // fmla v11.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124e // fmla v14.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013ad // fmla v13.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
+	PRFM 0(R7), PLDL1KEEP
+	PRFM 64(R7), PLDL1KEEP
+	FLDPQ 256(R8), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01a21 // fmla v1.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a43 // fmla v3.4s, v18.4s, v16.s[3]
+	FLDPQ 288(R8), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae4 // fmla v4.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa5 // fmla v5.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac7 // fmla v7.4s, v22.4s, v16.s[3]
+	FLDPQ 320(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b68 // fmla v8.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b8a // fmla v10.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b29 // fmla v9.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b4b // fmla v11.4s, v26.4s, v16.s[3]
+	FLDPQ 352(R8), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4e // fmla v14.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01bad // fmla v13.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bcf // fmla v15.4s, v30.4s, v16.s[3]
+	PRFM 128(R7), PLDL1KEEP
+	PRFM 192(R7), PLDL1KEEP
+	ADD $256, R7, R7
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE asking23
+	B short24
+plain25:
+	SUBS $4, R9, R9
+	BLT short24
+loop26:
 	FMOVQ.P 16(R12), F16
 	FLDPQ 0(R8), (F17, F18)
 	VSHL $16, V17.S4, V19.S4
@@ -31382,12 +31555,12 @@ loop25:
 	WORD $0x4fb01bcf // fmla v15.4s, v30.4s, v16.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop25
-short23:
+	BGE loop26
+short24:
 	ADDS $4, R9, R9
-	BEQ summed27
-some26:
-	TBZ $1, R9, one28
+	BEQ summed28
+some27:
+	TBZ $1, R9, one29
 	FMOVD.P 8(R12), F16
 	FLDPQ 0(R8), (F17, F18)
 	VSHL $16, V17.S4, V19.S4
@@ -31426,8 +31599,8 @@ some26:
 	WORD $0x4fb013ad // fmla v13.4s, v29.4s, v16.s[1]
 	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
 	ADD $256, R8, R8
-	TBZ $0, R9, summed27
-one28:
+	TBZ $0, R9, summed28
+one29:
 	FMOVS.P 4(R12), F16
 	FMOVQ 0(R8), F17
 	VSHL $16, V17.S4, V17.S4
@@ -31454,7 +31627,7 @@ one28:
 	VSHL $16, V17.S4, V17.S4
 	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
 	ADD $128, R8, R8
-summed27:
+summed28:
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
@@ -31463,7 +31636,7 @@ summed27:
 	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
 	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
-	CBZ R6, first29
+	CBZ R6, first30
 	FLDPQ 0(R0), (F16, F17)
 	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
 	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
@@ -31480,26 +31653,27 @@ summed27:
 	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
 	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
 	FSTPQ (F12, F14), 96(R0)
-	B stored30
-first29:
+	B stored31
+first30:
 	FSTPQ (F0, F2), 0(R0)
 	FSTPQ (F4, F6), 32(R0)
 	FSTPQ (F8, F10), 64(R0)
 	FSTPQ (F12, F14), 96(R0)
-stored30:
+stored31:
 	ADD $128, R0, R0
 	ADD $128, R10, R10
 	SUBS $1, R11, R11
-	BNE block21
+	BNE block22
 	ADD R3, R1, R1
+	MOVD ZR, R7
 	SUB $1, R5, R5
-	B rows1
-tile6:
+	B rows2
+tile7:
 	MOVD $0xffff0000, R9
 	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $4, R11
-block31:
+block32:
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -31520,9 +31694,75 @@ block31:
 	MOVD R1, R12
 	ADD R3, R12, R13
 	MOVD R4, R9
+	CBZ R7, plain35
 	SUBS $4, R9, R9
-	BLT short33
-loop35:
+	BLT short34
+asking33:
+	FMOVQ.P 16(R12), F16
+	FMOVQ.P 16(R13), F17
+	FLDPQ 0(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a2 // fmla v2.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112aa // fmla v10.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01263 // fmla v3.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11249 // fmla v9.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126b // fmla v11.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901304 // fmla v4.4s, v24.4s, v16.s[0]
+	WORD $0x4f901326 // fmla v6.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130c // fmla v12.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132e // fmla v14.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e7 // fmla v7.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112cd // fmla v13.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
+	PRFM 0(R7), PLDL1KEEP
+	FLDPQ 256(R8), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa2 // fmla v2.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaa // fmla v10.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a63 // fmla v3.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a49 // fmla v9.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6b // fmla v11.4s, v19.4s, v17.s[3]
+	FLDPQ 288(R8), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b04 // fmla v4.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b26 // fmla v6.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0c // fmla v12.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2e // fmla v14.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae7 // fmla v7.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11acd // fmla v13.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aef // fmla v15.4s, v23.4s, v17.s[3]
+	PRFM 64(R7), PLDL1KEEP
+	ADD $128, R7, R7
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE asking33
+	B short34
+plain35:
+	SUBS $4, R9, R9
+	BLT short34
+loop36:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
 	FLDPQ 0(R8), (F18, F19)
@@ -31579,12 +31819,12 @@ loop35:
 	WORD $0x4fb11aef // fmla v15.4s, v23.4s, v17.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop35
-short33:
+	BGE loop36
+short34:
 	ADDS $4, R9, R9
-	BEQ summed37
-some36:
-	TBZ $1, R9, one38
+	BEQ summed38
+some37:
+	TBZ $1, R9, one39
 	FMOVD.P 8(R12), F16
 	FMOVD.P 8(R13), F17
 	FLDPQ 0(R8), (F18, F19)
@@ -31614,8 +31854,8 @@ some36:
 	WORD $0x4fb112cd // fmla v13.4s, v22.4s, v17.s[1]
 	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
 	ADD $256, R8, R8
-	TBZ $0, R9, summed37
-one38:
+	TBZ $0, R9, summed38
+one39:
 	FMOVS.P 4(R12), F16
 	FMOVS.P 4(R13), F17
 	FMOVQ 0(R8), F18
@@ -31635,7 +31875,7 @@ one38:
 	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
 	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
 	ADD $128, R8, R8
-summed37:
+summed38:
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
@@ -31644,7 +31884,7 @@ summed37:
 	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
 	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
-	CBZ R6, first39
+	CBZ R6, first40
 	FLDPQ 0(R0), (F16, F17)
 	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
 	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
@@ -31661,28 +31901,29 @@ summed37:
 	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
 	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
 	FSTPQ (F12, F14), 288(R0)
-	B stored40
-first39:
+	B stored41
+first40:
 	FSTPQ (F0, F2), 0(R0)
 	FSTPQ (F4, F6), 32(R0)
 	FSTPQ (F8, F10), 256(R0)
 	FSTPQ (F12, F14), 288(R0)
-stored40:
+stored41:
 	ADD $64, R0, R0
 	ADD $64, R10, R10
 	SUBS $1, R11, R11
-	BNE block31
+	BNE block32
 	ADD $256, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
+	MOVD ZR, R7
 	SUB $2, R5, R5
-	B rows1
-tile7:
+	B rows2
+tile8:
 	MOVD $0xffff0000, R9
 	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $4, R11
-block41:
+block42:
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -31712,9 +31953,92 @@ block41:
 	ADD R3, R12, R13
 	ADD R3, R13, R14
 	MOVD R4, R9
+	CBZ R7, plain45
 	SUBS $4, R9, R9
-	BLT short43
-loop45:
+	BLT short44
+asking43:
+	FMOVQ.P 16(R12), F24
+	FMOVQ.P 16(R13), F25
+	FMOVQ.P 16(R14), F26
+	FLDPQ 0(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ca // fmla v10.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d2 // fmla v18.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81361 // fmla v1.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91369 // fmla v9.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1371 // fmla v17.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c6 // fmla v6.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ce // fmla v14.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d6 // fmla v22.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81365 // fmla v5.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136d // fmla v13.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1375 // fmla v21.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	PRFM 0(R7), PLDL1KEEP
+	FLDPQ 256(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bca // fmla v10.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd2 // fmla v18.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b61 // fmla v1.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b69 // fmla v9.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b71 // fmla v17.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 288(R8), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc6 // fmla v6.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bce // fmla v14.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd6 // fmla v22.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b65 // fmla v5.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6d // fmla v13.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b75 // fmla v21.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
+	PRFM 64(R7), PLDL1KEEP
+	ADD $128, R7, R7
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE asking43
+	B short44
+plain45:
+	SUBS $4, R9, R9
+	BLT short44
+loop46:
 	FMOVQ.P 16(R12), F24
 	FMOVQ.P 16(R13), F25
 	FMOVQ.P 16(R14), F26
@@ -31788,12 +32112,12 @@ loop45:
 	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop45
-short43:
+	BGE loop46
+short44:
 	ADDS $4, R9, R9
-	BEQ summed47
-some46:
-	TBZ $1, R9, one48
+	BEQ summed48
+some47:
+	TBZ $1, R9, one49
 	FMOVD.P 8(R12), F24
 	FMOVD.P 8(R13), F25
 	FMOVD.P 8(R14), F26
@@ -31832,8 +32156,8 @@ some46:
 	WORD $0x4fba1375 // fmla v21.4s, v27.4s, v26.s[1]
 	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	ADD $256, R8, R8
-	TBZ $0, R9, summed47
-one48:
+	TBZ $0, R9, summed48
+one49:
 	FMOVS.P 4(R12), F24
 	FMOVS.P 4(R13), F25
 	FMOVS.P 4(R14), F26
@@ -31858,7 +32182,7 @@ one48:
 	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
 	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
 	ADD $128, R8, R8
-summed47:
+summed48:
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
@@ -31871,7 +32195,7 @@ summed47:
 	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
 	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
 	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
-	CBZ R6, first49
+	CBZ R6, first50
 	FLDPQ 0(R0), (F24, F25)
 	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
 	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
@@ -31896,31 +32220,32 @@ summed47:
 	WORD $0x4e34d714 // fadd v20.4s, v24.4s, v20.4s
 	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
 	FSTPQ (F20, F22), 544(R0)
-	B stored50
-first49:
+	B stored51
+first50:
 	FSTPQ (F0, F2), 0(R0)
 	FSTPQ (F4, F6), 32(R0)
 	FSTPQ (F8, F10), 256(R0)
 	FSTPQ (F12, F14), 288(R0)
 	FSTPQ (F16, F18), 512(R0)
 	FSTPQ (F20, F22), 544(R0)
-stored50:
+stored51:
 	ADD $64, R0, R0
 	ADD $64, R10, R10
 	SUBS $1, R11, R11
-	BNE block41
+	BNE block42
 	ADD $512, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
 	ADD R3, R1, R1
+	MOVD ZR, R7
 	SUB $3, R5, R5
-	B rows1
-tile8:
+	B rows2
+tile9:
 	MOVD $0xffff0000, R9
 	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $8, R11
-block51:
+block52:
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -31943,9 +32268,66 @@ block51:
 	ADD R3, R13, R14
 	ADD R3, R14, R15
 	MOVD R4, R9
+	CBZ R7, plain55
 	SUBS $4, R9, R9
-	BLT short53
-loop55:
+	BLT short54
+asking53:
+	FMOVQ.P 16(R12), F16
+	FMOVQ.P 16(R13), F17
+	FMOVQ.P 16(R14), F18
+	FMOVQ.P 16(R15), F19
+	FLDPQ 0(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e6 // fmla v6.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212ea // fmla v10.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ee // fmla v14.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01281 // fmla v1.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11285 // fmla v5.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a7 // fmla v7.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21289 // fmla v9.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212ab // fmla v11.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128d // fmla v13.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
+	FLDPQ 256(R8), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae6 // fmla v6.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921aea // fmla v10.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aee // fmla v14.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01a81 // fmla v1.4s, v20.4s, v16.s[3]
+	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
+	WORD $0x4fb11a85 // fmla v5.4s, v20.4s, v17.s[3]
+	WORD $0x4fb11aa7 // fmla v7.4s, v21.4s, v17.s[3]
+	WORD $0x4fb21a89 // fmla v9.4s, v20.4s, v18.s[3]
+	WORD $0x4fb21aab // fmla v11.4s, v21.4s, v18.s[3]
+	WORD $0x4fb31a8d // fmla v13.4s, v20.4s, v19.s[3]
+	WORD $0x4fb31aaf // fmla v15.4s, v21.4s, v19.s[3]
+	PRFM 0(R7), PLDL1KEEP
+	ADD $64, R7, R7
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE asking53
+	B short54
+plain55:
+	SUBS $4, R9, R9
+	BLT short54
+loop56:
 	FMOVQ.P 16(R12), F16
 	FMOVQ.P 16(R13), F17
 	FMOVQ.P 16(R14), F18
@@ -31994,12 +32376,12 @@ loop55:
 	WORD $0x4fb31aaf // fmla v15.4s, v21.4s, v19.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop55
-short53:
+	BGE loop56
+short54:
 	ADDS $4, R9, R9
-	BEQ summed57
-some56:
-	TBZ $1, R9, one58
+	BEQ summed58
+some57:
+	TBZ $1, R9, one59
 	FMOVD.P 8(R12), F16
 	FMOVD.P 8(R13), F17
 	FMOVD.P 8(R14), F18
@@ -32026,8 +32408,8 @@ some56:
 	WORD $0x4fb3128d // fmla v13.4s, v20.4s, v19.s[1]
 	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
 	ADD $256, R8, R8
-	TBZ $0, R9, summed57
-one58:
+	TBZ $0, R9, summed58
+one59:
 	FMOVS.P 4(R12), F16
 	FMOVS.P 4(R13), F17
 	FMOVS.P 4(R14), F18
@@ -32045,7 +32427,7 @@ one58:
 	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
 	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
 	ADD $128, R8, R8
-summed57:
+summed58:
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
@@ -32054,7 +32436,7 @@ summed57:
 	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
 	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
-	CBZ R6, first59
+	CBZ R6, first60
 	FLDPQ 0(R0), (F16, F17)
 	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
 	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
@@ -32071,30 +32453,31 @@ summed57:
 	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
 	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
 	FSTPQ (F12, F14), 768(R0)
-	B stored60
-first59:
+	B stored61
+first60:
 	FSTPQ (F0, F2), 0(R0)
 	FSTPQ (F4, F6), 256(R0)
 	FSTPQ (F8, F10), 512(R0)
 	FSTPQ (F12, F14), 768(R0)
-stored60:
+stored61:
 	ADD $32, R0, R0
 	ADD $32, R10, R10
 	SUBS $1, R11, R11
-	BNE block51
+	BNE block52
 	ADD $768, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
 	ADD R3, R1, R1
 	ADD R3, R1, R1
+	MOVD ZR, R7
 	SUB $4, R5, R5
-	B rows1
-tile9:
+	B rows2
+tile10:
 	MOVD $0xffff0000, R9
 	VDUP R9, V31.S4
 	MOVD R2, R10
 	MOVD $8, R11
-block61:
+block62:
 	VEOR V0.B16, V0.B16, V0.B16
 	VEOR V1.B16, V1.B16, V1.B16
 	VEOR V2.B16, V2.B16, V2.B16
@@ -32122,9 +32505,75 @@ block61:
 	ADD R3, R14, R15
 	ADD R3, R15, R19
 	MOVD R4, R9
+	CBZ R7, plain65
 	SUBS $4, R9, R9
-	BLT short63
-loop65:
+	BLT short64
+asking63:
+	FMOVQ.P 16(R12), F20
+	FMOVQ.P 16(R13), F21
+	FMOVQ.P 16(R14), F22
+	FMOVQ.P 16(R15), F23
+	FMOVQ.P 16(R19), F24
+	FLDPQ 0(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941382 // fmla v2.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951386 // fmla v6.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f96138a // fmla v10.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138e // fmla v14.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981392 // fmla v18.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41321 // fmla v1.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41343 // fmla v3.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51325 // fmla v5.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51347 // fmla v7.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61329 // fmla v9.4s, v25.4s, v22.s[1]
+	WORD $0x4fb6134b // fmla v11.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132d // fmla v13.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134f // fmla v15.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81331 // fmla v17.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
+	FLDPQ 256(R8), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b82 // fmla v2.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b86 // fmla v6.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b8a // fmla v10.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8e // fmla v14.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b92 // fmla v18.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41b21 // fmla v1.4s, v25.4s, v20.s[3]
+	WORD $0x4fb41b43 // fmla v3.4s, v26.4s, v20.s[3]
+	WORD $0x4fb51b25 // fmla v5.4s, v25.4s, v21.s[3]
+	WORD $0x4fb51b47 // fmla v7.4s, v26.4s, v21.s[3]
+	WORD $0x4fb61b29 // fmla v9.4s, v25.4s, v22.s[3]
+	WORD $0x4fb61b4b // fmla v11.4s, v26.4s, v22.s[3]
+	WORD $0x4fb71b2d // fmla v13.4s, v25.4s, v23.s[3]
+	WORD $0x4fb71b4f // fmla v15.4s, v26.4s, v23.s[3]
+	WORD $0x4fb81b31 // fmla v17.4s, v25.4s, v24.s[3]
+	WORD $0x4fb81b53 // fmla v19.4s, v26.4s, v24.s[3]
+	PRFM 0(R7), PLDL1KEEP
+	ADD $64, R7, R7
+	ADD $512, R8, R8
+	SUBS $4, R9, R9
+	BGE asking63
+	B short64
+plain65:
+	SUBS $4, R9, R9
+	BLT short64
+loop66:
 	FMOVQ.P 16(R12), F20
 	FMOVQ.P 16(R13), F21
 	FMOVQ.P 16(R14), F22
@@ -32182,12 +32631,12 @@ loop65:
 	WORD $0x4fb81b53 // fmla v19.4s, v26.4s, v24.s[3]
 	ADD $512, R8, R8
 	SUBS $4, R9, R9
-	BGE loop65
-short63:
+	BGE loop66
+short64:
 	ADDS $4, R9, R9
-	BEQ summed67
-some66:
-	TBZ $1, R9, one68
+	BEQ summed68
+some67:
+	TBZ $1, R9, one69
 	FMOVD.P 8(R12), F20
 	FMOVD.P 8(R13), F21
 	FMOVD.P 8(R14), F22
@@ -32219,8 +32668,8 @@ some66:
 	WORD $0x4fb81331 // fmla v17.4s, v25.4s, v24.s[1]
 	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
 	ADD $256, R8, R8
-	TBZ $0, R9, summed67
-one68:
+	TBZ $0, R9, summed68
+one69:
 	FMOVS.P 4(R12), F20
 	FMOVS.P 4(R13), F21
 	FMOVS.P 4(R14), F22
@@ -32241,7 +32690,7 @@ one68:
 	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
 	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
 	ADD $128, R8, R8
-summed67:
+summed68:
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
@@ -32252,7 +32701,7 @@ summed67:
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
 	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
 	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
-	CBZ R6, first69
+	CBZ R6, first70
 	FLDPQ 0(R0), (F20, F21)
 	WORD $0x4e20d680 // fadd v0.4s, v20.4s, v0.4s
 	WORD $0x4e22d6a2 // fadd v2.4s, v21.4s, v2.4s
@@ -32275,28 +32724,29 @@ summed67:
 	WORD $0x4e32d6b2 // fadd v18.4s, v21.4s, v18.4s
 	FMOVQ F16, 1024(R0)
 	FMOVQ F18, 1040(R0)
-	B stored70
-first69:
+	B stored71
+first70:
 	FSTPQ (F0, F2), 0(R0)
 	FSTPQ (F4, F6), 256(R0)
 	FSTPQ (F8, F10), 512(R0)
 	FSTPQ (F12, F14), 768(R0)
 	FMOVQ F16, 1024(R0)
 	FMOVQ F18, 1040(R0)
-stored70:
+stored71:
 	ADD $32, R0, R0
 	ADD $32, R10, R10
 	SUBS $1, R11, R11
-	BNE block61
+	BNE block62
 	ADD $1024, R0, R0
 	ADD R3, R1, R1
 	ADD R3, R1, R1
 	ADD R3, R1, R1
 	ADD R3, R1, R1
 	ADD R3, R1, R1
+	MOVD ZR, R7
 	SUB $5, R5, R5
-	B rows1
-done3:
+	B rows2
+done4:
 	RET
 
 // func tileValues_neon(o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int, ahead *uintptr)
@@ -32311,19 +32761,23 @@ TEXT ·tileValues_neon(SB), NOSPLIT, $0-88
 	MOVD lo+56(FP), R8
 	MOVD hi+64(FP), R9
 	MOVD carry+72(FP), R7
+	MOVD ahead+80(FP), R15
+	CBZ R15, none1
+	MOVD (R15), R15
+none1:
 	LSR $1, R8, R14
 	MUL R4, R14, R14
-rows1:
+rows2:
 	CMP $9, R6
-	BLT fewer2
-tile10:
+	BLT fewer3
+tile11:
 	MOVD R2, R21
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns11:
+columns12:
 	CMP $2, R5
-	BLT less12
+	BLT less13
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -32353,7 +32807,7 @@ columns11:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even13
+	TBZ $0, R8, even14
 	FMOVS 0(R11), F24
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
@@ -32379,11 +32833,94 @@ columns11:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge14
-even13:
+	BEQ merge15
+even14:
+	CBZ R15, plain18
 	SUBS $4, R13, R13
-	BLT short16
-loop18:
+	BLT short17
+asking16:
+	FMOVQ 0(R11), F24
+	FMOVQ 256(R11), F25
+	FMOVQ 512(R11), F26
+	FMOVQ 768(R11), F27
+	FMOVQ 1024(R11), F28
+	FMOVQ 1280(R11), F29
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c0 // fmla v0.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c4 // fmla v4.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13c8 // fmla v8.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13cc // fmla v12.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d0 // fmla v16.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d4 // fmla v20.4s, v30.4s, v29.s[0]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913c6 // fmla v6.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13ca // fmla v10.4s, v30.4s, v26.s[0]
+	WORD $0x4f9b13ce // fmla v14.4s, v30.4s, v27.s[0]
+	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
+	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c1 // fmla v1.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c5 // fmla v5.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13c9 // fmla v9.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cd // fmla v13.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d1 // fmla v17.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d5 // fmla v21.4s, v30.4s, v29.s[1]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb813c3 // fmla v3.4s, v30.4s, v24.s[1]
+	WORD $0x4fb913c7 // fmla v7.4s, v30.4s, v25.s[1]
+	WORD $0x4fba13cb // fmla v11.4s, v30.4s, v26.s[1]
+	WORD $0x4fbb13cf // fmla v15.4s, v30.4s, v27.s[1]
+	WORD $0x4fbc13d3 // fmla v19.4s, v30.4s, v28.s[1]
+	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
+	ADD R4, R10, R10
+	FMOVQ 0(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc0 // fmla v0.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc4 // fmla v4.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bc8 // fmla v8.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bcc // fmla v12.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd0 // fmla v16.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd4 // fmla v20.4s, v30.4s, v29.s[2]
+	FMOVQ 16(R10), F30
+	VSHL $16, V30.S4, V30.S4
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bc6 // fmla v6.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bca // fmla v10.4s, v30.4s, v26.s[2]
+	WORD $0x4f9b1bce // fmla v14.4s, v30.4s, v27.s[2]
+	WORD $0x4f9c1bd2 // fmla v18.4s, v30.4s, v28.s[2]
+	WORD $0x4f9d1bd6 // fmla v22.4s, v30.4s, v29.s[2]
+	FMOVQ 0(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc1 // fmla v1.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc5 // fmla v5.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bc9 // fmla v9.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcd // fmla v13.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd1 // fmla v17.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd5 // fmla v21.4s, v30.4s, v29.s[3]
+	FMOVQ 16(R10), F30
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb81bc3 // fmla v3.4s, v30.4s, v24.s[3]
+	WORD $0x4fb91bc7 // fmla v7.4s, v30.4s, v25.s[3]
+	WORD $0x4fba1bcb // fmla v11.4s, v30.4s, v26.s[3]
+	WORD $0x4fbb1bcf // fmla v15.4s, v30.4s, v27.s[3]
+	WORD $0x4fbc1bd3 // fmla v19.4s, v30.4s, v28.s[3]
+	WORD $0x4fbd1bd7 // fmla v23.4s, v30.4s, v29.s[3]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	ADD $64, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking16
+	B short17
+plain18:
+	SUBS $4, R13, R13
+	BLT short17
+loop19:
 	FMOVQ 0(R11), F24
 	FMOVQ 256(R11), F25
 	FMOVQ 512(R11), F26
@@ -32458,12 +32995,12 @@ loop18:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop18
-short16:
+	BGE loop19
+short17:
 	ADDS $4, R13, R13
-	BEQ summed20
-some19:
-	TBZ $1, R13, one21
+	BEQ summed21
+some20:
+	TBZ $1, R13, one22
 	FMOVD 0(R11), F24
 	FMOVD 256(R11), F25
 	FMOVD 512(R11), F26
@@ -32504,8 +33041,8 @@ some19:
 	WORD $0x4fbd13d7 // fmla v23.4s, v30.4s, v29.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed20
-one21:
+	TBZ $0, R13, summed21
+one22:
 	FMOVS 0(R11), F24
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
@@ -32529,8 +33066,8 @@ one21:
 	WORD $0x4f9c13d2 // fmla v18.4s, v30.4s, v28.s[0]
 	WORD $0x4f9d13d6 // fmla v22.4s, v30.4s, v29.s[0]
 	ADD $4, R11, R11
-summed20:
-merge14:
+summed21:
+merge15:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
@@ -32544,7 +33081,7 @@ merge14:
 	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
 	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
 	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
-	CBZ R7, first22
+	CBZ R7, first23
 	FLDPQ 0(R12), (F24, F25)
 	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
 	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
@@ -32574,8 +33111,8 @@ merge14:
 	WORD $0x4e34d714 // fadd v20.4s, v24.4s, v20.4s
 	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
 	FSTPQ (F20, F22), 0(R12)
-	B stored23
-first22:
+	B stored24
+first23:
 	FSTPQ (F0, F2), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F4, F6), 0(R12)
@@ -32587,12 +33124,12 @@ first22:
 	FSTPQ (F16, F18), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F20, F22), 0(R12)
-stored23:
+stored24:
 	ADD $32, R22, R22
 	ADD $32, R21, R21
 	SUB $2, R5, R5
-	B columns11
-less12:
+	B columns12
+less13:
 	ADD $1536, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
@@ -32600,31 +33137,32 @@ less12:
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
+	MOVD ZR, R15
 	SUB $6, R6, R6
-	B rows1
-fewer2:
+	B rows2
+fewer3:
 	CMP $1, R6
-	BEQ tile5
-	CMP $2, R6
 	BEQ tile6
-	CMP $3, R6
+	CMP $2, R6
 	BEQ tile7
-	CMP $4, R6
+	CMP $3, R6
 	BEQ tile8
-	CMP $5, R6
+	CMP $4, R6
 	BEQ tile9
-	CMP $6, R6
+	CMP $5, R6
 	BEQ tile10
-	BGT tile8
-	B done3
-tile5:
+	CMP $6, R6
+	BEQ tile11
+	BGT tile9
+	B done4
+tile6:
 	MOVD R2, R21
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns24:
+columns25:
 	CMP $8, R5
-	BLT less25
+	BLT less26
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -32646,7 +33184,7 @@ columns24:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even26
+	TBZ $0, R8, even27
 	FMOVS 0(R11), F16
 	FMOVQ 0(R10), F17
 	VAND V31.B16, V17.B16, V17.B16
@@ -32675,11 +33213,100 @@ columns24:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge27
-even26:
+	BEQ merge28
+even27:
+	CBZ R15, plain31
 	SUBS $4, R13, R13
-	BLT short29
-loop31:
+	BLT short30
+asking29:
+	FMOVQ 0(R11), F16
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901260 // fmla v0.4s, v19.4s, v16.s[0]
+	WORD $0x4f901282 // fmla v2.4s, v20.4s, v16.s[0]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01221 // fmla v1.4s, v17.4s, v16.s[1]
+	WORD $0x4fb01243 // fmla v3.4s, v18.4s, v16.s[1]
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f9012e4 // fmla v4.4s, v23.4s, v16.s[0]
+	WORD $0x4f901306 // fmla v6.4s, v24.4s, v16.s[0]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb012a5 // fmla v5.4s, v21.4s, v16.s[1]
+	WORD $0x4fb012c7 // fmla v7.4s, v22.4s, v16.s[1]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901368 // fmla v8.4s, v27.4s, v16.s[0]
+	WORD $0x4f90138a // fmla v10.4s, v28.4s, v16.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01329 // fmla v9.4s, v25.4s, v16.s[1]
+	WORD $0x4fb0134b // fmla v11.4s, v26.4s, v16.s[1]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f90122c // fmla v12.4s, v17.4s, v16.s[0]
+	WORD $0x4f90124e // fmla v14.4s, v18.4s, v16.s[0]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb013ad // fmla v13.4s, v29.4s, v16.s[1]
+	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
+	PRFM 0(R15), PLDL1KEEP
+	ADD R4, R10, R10
+	PRFM 64(R15), PLDL1KEEP
+	FLDPQ 0(R10), (F17, F18)
+	VSHL $16, V17.S4, V19.S4
+	VSHL $16, V18.S4, V20.S4
+	WORD $0x4f901a60 // fmla v0.4s, v19.4s, v16.s[2]
+	WORD $0x4f901a82 // fmla v2.4s, v20.4s, v16.s[2]
+	VAND V31.B16, V17.B16, V17.B16
+	VAND V31.B16, V18.B16, V18.B16
+	WORD $0x4fb01a21 // fmla v1.4s, v17.4s, v16.s[3]
+	WORD $0x4fb01a43 // fmla v3.4s, v18.4s, v16.s[3]
+	FLDPQ 32(R10), (F21, F22)
+	VSHL $16, V21.S4, V23.S4
+	VSHL $16, V22.S4, V24.S4
+	WORD $0x4f901ae4 // fmla v4.4s, v23.4s, v16.s[2]
+	WORD $0x4f901b06 // fmla v6.4s, v24.4s, v16.s[2]
+	VAND V31.B16, V21.B16, V21.B16
+	VAND V31.B16, V22.B16, V22.B16
+	WORD $0x4fb01aa5 // fmla v5.4s, v21.4s, v16.s[3]
+	WORD $0x4fb01ac7 // fmla v7.4s, v22.4s, v16.s[3]
+	FLDPQ 64(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f901b68 // fmla v8.4s, v27.4s, v16.s[2]
+	WORD $0x4f901b8a // fmla v10.4s, v28.4s, v16.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb01b29 // fmla v9.4s, v25.4s, v16.s[3]
+	WORD $0x4fb01b4b // fmla v11.4s, v26.4s, v16.s[3]
+	FLDPQ 96(R10), (F29, F30)
+	VSHL $16, V29.S4, V17.S4
+	VSHL $16, V30.S4, V18.S4
+	WORD $0x4f901a2c // fmla v12.4s, v17.4s, v16.s[2]
+	WORD $0x4f901a4e // fmla v14.4s, v18.4s, v16.s[2]
+	VAND V31.B16, V29.B16, V29.B16
+	VAND V31.B16, V30.B16, V30.B16
+	WORD $0x4fb01bad // fmla v13.4s, v29.4s, v16.s[3]
+	WORD $0x4fb01bcf // fmla v15.4s, v30.4s, v16.s[3]
+	PRFM 128(R15), PLDL1KEEP
+	ADD R4, R10, R10
+	PRFM 192(R15), PLDL1KEEP
+	ADD $256, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking29
+	B short30
+plain31:
+	SUBS $4, R13, R13
+	BLT short30
+loop32:
 	FMOVQ 0(R11), F16
 	FLDPQ 0(R10), (F17, F18)
 	VSHL $16, V17.S4, V19.S4
@@ -32757,12 +33384,12 @@ loop31:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop31
-short29:
+	BGE loop32
+short30:
 	ADDS $4, R13, R13
-	BEQ summed33
-some32:
-	TBZ $1, R13, one34
+	BEQ summed34
+some33:
+	TBZ $1, R13, one35
 	FMOVD 0(R11), F16
 	FLDPQ 0(R10), (F17, F18)
 	VSHL $16, V17.S4, V19.S4
@@ -32802,8 +33429,8 @@ some32:
 	WORD $0x4fb013cf // fmla v15.4s, v30.4s, v16.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed33
-one34:
+	TBZ $0, R13, summed34
+one35:
 	FMOVS 0(R11), F16
 	FMOVQ 0(R10), F17
 	VSHL $16, V17.S4, V17.S4
@@ -32830,8 +33457,8 @@ one34:
 	VSHL $16, V17.S4, V17.S4
 	WORD $0x4f90122e // fmla v14.4s, v17.4s, v16.s[0]
 	ADD $4, R11, R11
-summed33:
-merge27:
+summed34:
+merge28:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
@@ -32841,7 +33468,7 @@ merge27:
 	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
 	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
-	CBZ R7, first35
+	CBZ R7, first36
 	FLDPQ 0(R12), (F16, F17)
 	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
 	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
@@ -32858,21 +33485,21 @@ merge27:
 	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
 	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
 	FSTPQ (F12, F14), 96(R12)
-	B stored36
-first35:
+	B stored37
+first36:
 	FSTPQ (F0, F2), 0(R12)
 	FSTPQ (F4, F6), 32(R12)
 	FSTPQ (F8, F10), 64(R12)
 	FSTPQ (F12, F14), 96(R12)
-stored36:
+stored37:
 	ADD $128, R22, R22
 	ADD $128, R21, R21
 	SUB $8, R5, R5
-	B columns24
-less25:
-columns37:
+	B columns25
+less26:
+columns38:
 	CMP $4, R5
-	BLT less38
+	BLT less39
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -32886,7 +33513,7 @@ columns37:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even39
+	TBZ $0, R8, even40
 	FMOVS 0(R11), F8
 	FMOVQ 0(R10), F9
 	VAND V31.B16, V9.B16, V9.B16
@@ -32903,11 +33530,62 @@ columns37:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge40
-even39:
+	BEQ merge41
+even40:
+	CBZ R15, plain44
 	SUBS $4, R13, R13
-	BLT short42
-loop44:
+	BLT short43
+asking42:
+	FMOVQ 0(R11), F8
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881160 // fmla v0.4s, v11.4s, v8.s[0]
+	WORD $0x4f881182 // fmla v2.4s, v12.4s, v8.s[0]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa81121 // fmla v1.4s, v9.4s, v8.s[1]
+	WORD $0x4fa81143 // fmla v3.4s, v10.4s, v8.s[1]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8811e4 // fmla v4.4s, v15.4s, v8.s[0]
+	WORD $0x4f881206 // fmla v6.4s, v16.4s, v8.s[0]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa811a5 // fmla v5.4s, v13.4s, v8.s[1]
+	WORD $0x4fa811c7 // fmla v7.4s, v14.4s, v8.s[1]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	FLDPQ 0(R10), (F9, F10)
+	VSHL $16, V9.S4, V11.S4
+	VSHL $16, V10.S4, V12.S4
+	WORD $0x4f881960 // fmla v0.4s, v11.4s, v8.s[2]
+	WORD $0x4f881982 // fmla v2.4s, v12.4s, v8.s[2]
+	VAND V31.B16, V9.B16, V9.B16
+	VAND V31.B16, V10.B16, V10.B16
+	WORD $0x4fa81921 // fmla v1.4s, v9.4s, v8.s[3]
+	WORD $0x4fa81943 // fmla v3.4s, v10.4s, v8.s[3]
+	FLDPQ 32(R10), (F13, F14)
+	VSHL $16, V13.S4, V15.S4
+	VSHL $16, V14.S4, V16.S4
+	WORD $0x4f8819e4 // fmla v4.4s, v15.4s, v8.s[2]
+	WORD $0x4f881a06 // fmla v6.4s, v16.4s, v8.s[2]
+	VAND V31.B16, V13.B16, V13.B16
+	VAND V31.B16, V14.B16, V14.B16
+	WORD $0x4fa819a5 // fmla v5.4s, v13.4s, v8.s[3]
+	WORD $0x4fa819c7 // fmla v7.4s, v14.4s, v8.s[3]
+	ADD R4, R10, R10
+	PRFM 64(R15), PLDL1KEEP
+	ADD $128, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking42
+	B short43
+plain44:
+	SUBS $4, R13, R13
+	BLT short43
+loop45:
 	FMOVQ 0(R11), F8
 	FLDPQ 0(R10), (F9, F10)
 	VSHL $16, V9.S4, V11.S4
@@ -32949,12 +33627,12 @@ loop44:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop44
-short42:
+	BGE loop45
+short43:
 	ADDS $4, R13, R13
-	BEQ summed46
-some45:
-	TBZ $1, R13, one47
+	BEQ summed47
+some46:
+	TBZ $1, R13, one48
 	FMOVD 0(R11), F8
 	FLDPQ 0(R10), (F9, F10)
 	VSHL $16, V9.S4, V11.S4
@@ -32976,8 +33654,8 @@ some45:
 	WORD $0x4fa811c7 // fmla v7.4s, v14.4s, v8.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed46
-one47:
+	TBZ $0, R13, summed47
+one48:
 	FMOVS 0(R11), F8
 	FMOVQ 0(R10), F9
 	VSHL $16, V9.S4, V9.S4
@@ -32992,14 +33670,14 @@ one47:
 	VSHL $16, V9.S4, V9.S4
 	WORD $0x4f881126 // fmla v6.4s, v9.4s, v8.s[0]
 	ADD $4, R11, R11
-summed46:
-merge40:
+summed47:
+merge41:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
 	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
-	CBZ R7, first48
+	CBZ R7, first49
 	FLDPQ 0(R12), (F8, F9)
 	WORD $0x4e20d500 // fadd v0.4s, v8.4s, v0.4s
 	WORD $0x4e22d522 // fadd v2.4s, v9.4s, v2.4s
@@ -33008,19 +33686,19 @@ merge40:
 	WORD $0x4e24d504 // fadd v4.4s, v8.4s, v4.4s
 	WORD $0x4e26d526 // fadd v6.4s, v9.4s, v6.4s
 	FSTPQ (F4, F6), 32(R12)
-	B stored49
-first48:
+	B stored50
+first49:
 	FSTPQ (F0, F2), 0(R12)
 	FSTPQ (F4, F6), 32(R12)
-stored49:
+stored50:
 	ADD $64, R22, R22
 	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns37
-less38:
-columns50:
+	B columns38
+less39:
+columns51:
 	CMP $2, R5
-	BLT less51
+	BLT less52
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -33030,7 +33708,7 @@ columns50:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even52
+	TBZ $0, R8, even53
 	FMOVS 0(R11), F4
 	FMOVQ 0(R10), F5
 	VAND V31.B16, V5.B16, V5.B16
@@ -33041,11 +33719,43 @@ columns50:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge53
-even52:
+	BEQ merge54
+even53:
+	CBZ R15, plain57
 	SUBS $4, R13, R13
-	BLT short55
-loop57:
+	BLT short56
+asking55:
+	FMOVQ 0(R11), F4
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8410e0 // fmla v0.4s, v7.4s, v4.s[0]
+	WORD $0x4f841102 // fmla v2.4s, v8.4s, v4.s[0]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
+	WORD $0x4fa410a1 // fmla v1.4s, v5.4s, v4.s[1]
+	WORD $0x4fa410c3 // fmla v3.4s, v6.4s, v4.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F5, F6)
+	VSHL $16, V5.S4, V7.S4
+	VSHL $16, V6.S4, V8.S4
+	WORD $0x4f8418e0 // fmla v0.4s, v7.4s, v4.s[2]
+	WORD $0x4f841902 // fmla v2.4s, v8.4s, v4.s[2]
+	VAND V31.B16, V5.B16, V5.B16
+	VAND V31.B16, V6.B16, V6.B16
+	WORD $0x4fa418a1 // fmla v1.4s, v5.4s, v4.s[3]
+	WORD $0x4fa418c3 // fmla v3.4s, v6.4s, v4.s[3]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	ADD $64, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking55
+	B short56
+plain57:
+	SUBS $4, R13, R13
+	BLT short56
+loop58:
 	FMOVQ 0(R11), F4
 	FLDPQ 0(R10), (F5, F6)
 	VSHL $16, V5.S4, V7.S4
@@ -33069,12 +33779,12 @@ loop57:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop57
-short55:
+	BGE loop58
+short56:
 	ADDS $4, R13, R13
-	BEQ summed59
-some58:
-	TBZ $1, R13, one60
+	BEQ summed60
+some59:
+	TBZ $1, R13, one61
 	FMOVD 0(R11), F4
 	FLDPQ 0(R10), (F5, F6)
 	VSHL $16, V5.S4, V7.S4
@@ -33087,8 +33797,8 @@ some58:
 	WORD $0x4fa410c3 // fmla v3.4s, v6.4s, v4.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed59
-one60:
+	TBZ $0, R13, summed60
+one61:
 	FMOVS 0(R11), F4
 	FMOVQ 0(R10), F5
 	VSHL $16, V5.S4, V5.S4
@@ -33097,37 +33807,38 @@ one60:
 	VSHL $16, V5.S4, V5.S4
 	WORD $0x4f8410a2 // fmla v2.4s, v5.4s, v4.s[0]
 	ADD $4, R11, R11
-summed59:
-merge53:
+summed60:
+merge54:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
-	CBZ R7, first61
+	CBZ R7, first62
 	FLDPQ 0(R12), (F4, F5)
 	WORD $0x4e20d480 // fadd v0.4s, v4.4s, v0.4s
 	WORD $0x4e22d4a2 // fadd v2.4s, v5.4s, v2.4s
 	FSTPQ (F0, F2), 0(R12)
-	B stored62
-first61:
+	B stored63
+first62:
 	FSTPQ (F0, F2), 0(R12)
-stored62:
+stored63:
 	ADD $32, R22, R22
 	ADD $32, R21, R21
 	SUB $2, R5, R5
-	B columns50
-less51:
+	B columns51
+less52:
 	ADD $256, R1, R1
 	ADD R3, R0, R0
+	MOVD ZR, R15
 	SUB $1, R6, R6
-	B rows1
-tile6:
+	B rows2
+tile7:
 	MOVD R2, R21
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns63:
+columns64:
 	CMP $4, R5
-	BLT less64
+	BLT less65
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -33149,7 +33860,7 @@ columns63:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even65
+	TBZ $0, R8, even66
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVQ 0(R10), F18
@@ -33171,11 +33882,79 @@ columns63:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge66
-even65:
+	BEQ merge67
+even66:
+	CBZ R15, plain70
 	SUBS $4, R13, R13
-	BLT short68
-loop70:
+	BLT short69
+asking68:
+	FMOVQ 0(R11), F16
+	FMOVQ 256(R11), F17
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901280 // fmla v0.4s, v20.4s, v16.s[0]
+	WORD $0x4f9012a2 // fmla v2.4s, v21.4s, v16.s[0]
+	WORD $0x4f911288 // fmla v8.4s, v20.4s, v17.s[0]
+	WORD $0x4f9112aa // fmla v10.4s, v21.4s, v17.s[0]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01241 // fmla v1.4s, v18.4s, v16.s[1]
+	WORD $0x4fb01263 // fmla v3.4s, v19.4s, v16.s[1]
+	WORD $0x4fb11249 // fmla v9.4s, v18.4s, v17.s[1]
+	WORD $0x4fb1126b // fmla v11.4s, v19.4s, v17.s[1]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901304 // fmla v4.4s, v24.4s, v16.s[0]
+	WORD $0x4f901326 // fmla v6.4s, v25.4s, v16.s[0]
+	WORD $0x4f91130c // fmla v12.4s, v24.4s, v17.s[0]
+	WORD $0x4f91132e // fmla v14.4s, v25.4s, v17.s[0]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb012c5 // fmla v5.4s, v22.4s, v16.s[1]
+	WORD $0x4fb012e7 // fmla v7.4s, v23.4s, v16.s[1]
+	WORD $0x4fb112cd // fmla v13.4s, v22.4s, v17.s[1]
+	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	FLDPQ 0(R10), (F18, F19)
+	VSHL $16, V18.S4, V20.S4
+	VSHL $16, V19.S4, V21.S4
+	WORD $0x4f901a80 // fmla v0.4s, v20.4s, v16.s[2]
+	WORD $0x4f901aa2 // fmla v2.4s, v21.4s, v16.s[2]
+	WORD $0x4f911a88 // fmla v8.4s, v20.4s, v17.s[2]
+	WORD $0x4f911aaa // fmla v10.4s, v21.4s, v17.s[2]
+	VAND V31.B16, V18.B16, V18.B16
+	VAND V31.B16, V19.B16, V19.B16
+	WORD $0x4fb01a41 // fmla v1.4s, v18.4s, v16.s[3]
+	WORD $0x4fb01a63 // fmla v3.4s, v19.4s, v16.s[3]
+	WORD $0x4fb11a49 // fmla v9.4s, v18.4s, v17.s[3]
+	WORD $0x4fb11a6b // fmla v11.4s, v19.4s, v17.s[3]
+	FLDPQ 32(R10), (F22, F23)
+	VSHL $16, V22.S4, V24.S4
+	VSHL $16, V23.S4, V25.S4
+	WORD $0x4f901b04 // fmla v4.4s, v24.4s, v16.s[2]
+	WORD $0x4f901b26 // fmla v6.4s, v25.4s, v16.s[2]
+	WORD $0x4f911b0c // fmla v12.4s, v24.4s, v17.s[2]
+	WORD $0x4f911b2e // fmla v14.4s, v25.4s, v17.s[2]
+	VAND V31.B16, V22.B16, V22.B16
+	VAND V31.B16, V23.B16, V23.B16
+	WORD $0x4fb01ac5 // fmla v5.4s, v22.4s, v16.s[3]
+	WORD $0x4fb01ae7 // fmla v7.4s, v23.4s, v16.s[3]
+	WORD $0x4fb11acd // fmla v13.4s, v22.4s, v17.s[3]
+	WORD $0x4fb11aef // fmla v15.4s, v23.4s, v17.s[3]
+	ADD R4, R10, R10
+	PRFM 64(R15), PLDL1KEEP
+	ADD $128, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking68
+	B short69
+plain70:
+	SUBS $4, R13, R13
+	BLT short69
+loop71:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
 	FLDPQ 0(R10), (F18, F19)
@@ -33234,12 +34013,12 @@ loop70:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop70
-short68:
+	BGE loop71
+short69:
 	ADDS $4, R13, R13
-	BEQ summed72
-some71:
-	TBZ $1, R13, one73
+	BEQ summed73
+some72:
+	TBZ $1, R13, one74
 	FMOVD 0(R11), F16
 	FMOVD 256(R11), F17
 	FLDPQ 0(R10), (F18, F19)
@@ -33270,8 +34049,8 @@ some71:
 	WORD $0x4fb112ef // fmla v15.4s, v23.4s, v17.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed72
-one73:
+	TBZ $0, R13, summed73
+one74:
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVQ 0(R10), F18
@@ -33291,8 +34070,8 @@ one73:
 	WORD $0x4f901246 // fmla v6.4s, v18.4s, v16.s[0]
 	WORD $0x4f91124e // fmla v14.4s, v18.4s, v17.s[0]
 	ADD $4, R11, R11
-summed72:
-merge66:
+summed73:
+merge67:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
@@ -33302,7 +34081,7 @@ merge66:
 	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
 	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
-	CBZ R7, first74
+	CBZ R7, first75
 	FLDPQ 0(R12), (F16, F17)
 	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
 	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
@@ -33320,22 +34099,22 @@ merge66:
 	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
 	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
 	FSTPQ (F12, F14), 32(R12)
-	B stored75
-first74:
+	B stored76
+first75:
 	FSTPQ (F0, F2), 0(R12)
 	FSTPQ (F4, F6), 32(R12)
 	ADD R3, R12, R12
 	FSTPQ (F8, F10), 0(R12)
 	FSTPQ (F12, F14), 32(R12)
-stored75:
+stored76:
 	ADD $64, R22, R22
 	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns63
-less64:
-columns76:
+	B columns64
+less65:
+columns77:
 	CMP $2, R5
-	BLT less77
+	BLT less78
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -33349,7 +34128,7 @@ columns76:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even78
+	TBZ $0, R8, even79
 	FMOVS 0(R11), F8
 	FMOVS 256(R11), F9
 	FMOVQ 0(R10), F10
@@ -33363,11 +34142,52 @@ columns76:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge79
-even78:
+	BEQ merge80
+even79:
+	CBZ R15, plain83
 	SUBS $4, R13, R13
-	BLT short81
-loop83:
+	BLT short82
+asking81:
+	FMOVQ 0(R11), F8
+	FMOVQ 256(R11), F9
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881180 // fmla v0.4s, v12.4s, v8.s[0]
+	WORD $0x4f8811a2 // fmla v2.4s, v13.4s, v8.s[0]
+	WORD $0x4f891184 // fmla v4.4s, v12.4s, v9.s[0]
+	WORD $0x4f8911a6 // fmla v6.4s, v13.4s, v9.s[0]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
+	WORD $0x4fa81141 // fmla v1.4s, v10.4s, v8.s[1]
+	WORD $0x4fa81163 // fmla v3.4s, v11.4s, v8.s[1]
+	WORD $0x4fa91145 // fmla v5.4s, v10.4s, v9.s[1]
+	WORD $0x4fa91167 // fmla v7.4s, v11.4s, v9.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F10, F11)
+	VSHL $16, V10.S4, V12.S4
+	VSHL $16, V11.S4, V13.S4
+	WORD $0x4f881980 // fmla v0.4s, v12.4s, v8.s[2]
+	WORD $0x4f8819a2 // fmla v2.4s, v13.4s, v8.s[2]
+	WORD $0x4f891984 // fmla v4.4s, v12.4s, v9.s[2]
+	WORD $0x4f8919a6 // fmla v6.4s, v13.4s, v9.s[2]
+	VAND V31.B16, V10.B16, V10.B16
+	VAND V31.B16, V11.B16, V11.B16
+	WORD $0x4fa81941 // fmla v1.4s, v10.4s, v8.s[3]
+	WORD $0x4fa81963 // fmla v3.4s, v11.4s, v8.s[3]
+	WORD $0x4fa91945 // fmla v5.4s, v10.4s, v9.s[3]
+	WORD $0x4fa91967 // fmla v7.4s, v11.4s, v9.s[3]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	ADD $64, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking81
+	B short82
+plain83:
+	SUBS $4, R13, R13
+	BLT short82
+loop84:
 	FMOVQ 0(R11), F8
 	FMOVQ 256(R11), F9
 	FLDPQ 0(R10), (F10, F11)
@@ -33400,12 +34220,12 @@ loop83:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop83
-short81:
+	BGE loop84
+short82:
 	ADDS $4, R13, R13
-	BEQ summed85
-some84:
-	TBZ $1, R13, one86
+	BEQ summed86
+some85:
+	TBZ $1, R13, one87
 	FMOVD 0(R11), F8
 	FMOVD 256(R11), F9
 	FLDPQ 0(R10), (F10, F11)
@@ -33423,8 +34243,8 @@ some84:
 	WORD $0x4fa91167 // fmla v7.4s, v11.4s, v9.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed85
-one86:
+	TBZ $0, R13, summed86
+one87:
 	FMOVS 0(R11), F8
 	FMOVS 256(R11), F9
 	FMOVQ 0(R10), F10
@@ -33436,14 +34256,14 @@ one86:
 	WORD $0x4f881142 // fmla v2.4s, v10.4s, v8.s[0]
 	WORD $0x4f891146 // fmla v6.4s, v10.4s, v9.s[0]
 	ADD $4, R11, R11
-summed85:
-merge79:
+summed86:
+merge80:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
 	WORD $0x4e25d484 // fadd v4.4s, v4.4s, v5.4s
 	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
-	CBZ R7, first87
+	CBZ R7, first88
 	FLDPQ 0(R12), (F8, F9)
 	WORD $0x4e20d500 // fadd v0.4s, v8.4s, v0.4s
 	WORD $0x4e22d522 // fadd v2.4s, v9.4s, v2.4s
@@ -33453,30 +34273,31 @@ merge79:
 	WORD $0x4e24d504 // fadd v4.4s, v8.4s, v4.4s
 	WORD $0x4e26d526 // fadd v6.4s, v9.4s, v6.4s
 	FSTPQ (F4, F6), 0(R12)
-	B stored88
-first87:
+	B stored89
+first88:
 	FSTPQ (F0, F2), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F4, F6), 0(R12)
-stored88:
+stored89:
 	ADD $32, R22, R22
 	ADD $32, R21, R21
 	SUB $2, R5, R5
-	B columns76
-less77:
+	B columns77
+less78:
 	ADD $512, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
+	MOVD ZR, R15
 	SUB $2, R6, R6
-	B rows1
-tile7:
+	B rows2
+tile8:
 	MOVD R2, R21
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns89:
+columns90:
 	CMP $4, R5
-	BLT less90
+	BLT less91
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -33506,7 +34327,7 @@ columns89:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even91
+	TBZ $0, R8, even92
 	FMOVS 0(R11), F24
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
@@ -33533,11 +34354,96 @@ columns89:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge92
-even91:
+	BEQ merge93
+even92:
+	CBZ R15, plain96
 	SUBS $4, R13, R13
-	BLT short94
-loop96:
+	BLT short95
+asking94:
+	FMOVQ 0(R11), F24
+	FMOVQ 256(R11), F25
+	FMOVQ 512(R11), F26
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a0 // fmla v0.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c2 // fmla v2.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913a8 // fmla v8.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ca // fmla v10.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b0 // fmla v16.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d2 // fmla v18.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81361 // fmla v1.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81383 // fmla v3.4s, v28.4s, v24.s[1]
+	WORD $0x4fb91369 // fmla v9.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138b // fmla v11.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1371 // fmla v17.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1393 // fmla v19.4s, v28.4s, v26.s[1]
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f9813a4 // fmla v4.4s, v29.4s, v24.s[0]
+	WORD $0x4f9813c6 // fmla v6.4s, v30.4s, v24.s[0]
+	WORD $0x4f9913ac // fmla v12.4s, v29.4s, v25.s[0]
+	WORD $0x4f9913ce // fmla v14.4s, v30.4s, v25.s[0]
+	WORD $0x4f9a13b4 // fmla v20.4s, v29.4s, v26.s[0]
+	WORD $0x4f9a13d6 // fmla v22.4s, v30.4s, v26.s[0]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81365 // fmla v5.4s, v27.4s, v24.s[1]
+	WORD $0x4fb81387 // fmla v7.4s, v28.4s, v24.s[1]
+	WORD $0x4fb9136d // fmla v13.4s, v27.4s, v25.s[1]
+	WORD $0x4fb9138f // fmla v15.4s, v28.4s, v25.s[1]
+	WORD $0x4fba1375 // fmla v21.4s, v27.4s, v26.s[1]
+	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	FLDPQ 0(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba0 // fmla v0.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc2 // fmla v2.4s, v30.4s, v24.s[2]
+	WORD $0x4f991ba8 // fmla v8.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bca // fmla v10.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb0 // fmla v16.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd2 // fmla v18.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b61 // fmla v1.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b83 // fmla v3.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b69 // fmla v9.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8b // fmla v11.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b71 // fmla v17.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b93 // fmla v19.4s, v28.4s, v26.s[3]
+	FLDPQ 32(R10), (F27, F28)
+	VSHL $16, V27.S4, V29.S4
+	VSHL $16, V28.S4, V30.S4
+	WORD $0x4f981ba4 // fmla v4.4s, v29.4s, v24.s[2]
+	WORD $0x4f981bc6 // fmla v6.4s, v30.4s, v24.s[2]
+	WORD $0x4f991bac // fmla v12.4s, v29.4s, v25.s[2]
+	WORD $0x4f991bce // fmla v14.4s, v30.4s, v25.s[2]
+	WORD $0x4f9a1bb4 // fmla v20.4s, v29.4s, v26.s[2]
+	WORD $0x4f9a1bd6 // fmla v22.4s, v30.4s, v26.s[2]
+	VAND V31.B16, V27.B16, V27.B16
+	VAND V31.B16, V28.B16, V28.B16
+	WORD $0x4fb81b65 // fmla v5.4s, v27.4s, v24.s[3]
+	WORD $0x4fb81b87 // fmla v7.4s, v28.4s, v24.s[3]
+	WORD $0x4fb91b6d // fmla v13.4s, v27.4s, v25.s[3]
+	WORD $0x4fb91b8f // fmla v15.4s, v28.4s, v25.s[3]
+	WORD $0x4fba1b75 // fmla v21.4s, v27.4s, v26.s[3]
+	WORD $0x4fba1b97 // fmla v23.4s, v28.4s, v26.s[3]
+	ADD R4, R10, R10
+	PRFM 64(R15), PLDL1KEEP
+	ADD $128, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking94
+	B short95
+plain96:
+	SUBS $4, R13, R13
+	BLT short95
+loop97:
 	FMOVQ 0(R11), F24
 	FMOVQ 256(R11), F25
 	FMOVQ 512(R11), F26
@@ -33613,12 +34519,12 @@ loop96:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop96
-short94:
+	BGE loop97
+short95:
 	ADDS $4, R13, R13
-	BEQ summed98
-some97:
-	TBZ $1, R13, one99
+	BEQ summed99
+some98:
+	TBZ $1, R13, one100
 	FMOVD 0(R11), F24
 	FMOVD 256(R11), F25
 	FMOVD 512(R11), F26
@@ -33658,8 +34564,8 @@ some97:
 	WORD $0x4fba1397 // fmla v23.4s, v28.4s, v26.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed98
-one99:
+	TBZ $0, R13, summed99
+one100:
 	FMOVS 0(R11), F24
 	FMOVS 256(R11), F25
 	FMOVS 512(R11), F26
@@ -33684,8 +34590,8 @@ one99:
 	WORD $0x4f99136e // fmla v14.4s, v27.4s, v25.s[0]
 	WORD $0x4f9a1376 // fmla v22.4s, v27.4s, v26.s[0]
 	ADD $4, R11, R11
-summed98:
-merge92:
+summed99:
+merge93:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
@@ -33699,7 +34605,7 @@ merge92:
 	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
 	WORD $0x4e35d694 // fadd v20.4s, v20.4s, v21.4s
 	WORD $0x4e37d6d6 // fadd v22.4s, v22.4s, v23.4s
-	CBZ R7, first100
+	CBZ R7, first101
 	FLDPQ 0(R12), (F24, F25)
 	WORD $0x4e20d700 // fadd v0.4s, v24.4s, v0.4s
 	WORD $0x4e22d722 // fadd v2.4s, v25.4s, v2.4s
@@ -33726,8 +34632,8 @@ merge92:
 	WORD $0x4e34d714 // fadd v20.4s, v24.4s, v20.4s
 	WORD $0x4e36d736 // fadd v22.4s, v25.4s, v22.4s
 	FSTPQ (F20, F22), 32(R12)
-	B stored101
-first100:
+	B stored102
+first101:
 	FSTPQ (F0, F2), 0(R12)
 	FSTPQ (F4, F6), 32(R12)
 	ADD R3, R12, R12
@@ -33736,15 +34642,15 @@ first100:
 	ADD R3, R12, R12
 	FSTPQ (F16, F18), 0(R12)
 	FSTPQ (F20, F22), 32(R12)
-stored101:
+stored102:
 	ADD $64, R22, R22
 	ADD $64, R21, R21
 	SUB $4, R5, R5
-	B columns89
-less90:
-columns102:
+	B columns90
+less91:
+columns103:
 	CMP $2, R5
-	BLT less103
+	BLT less104
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -33762,7 +34668,7 @@ columns102:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even104
+	TBZ $0, R8, even105
 	FMOVS 0(R11), F12
 	FMOVS 256(R11), F13
 	FMOVS 512(R11), F14
@@ -33779,11 +34685,61 @@ columns102:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge105
-even104:
+	BEQ merge106
+even105:
+	CBZ R15, plain109
 	SUBS $4, R13, R13
-	BLT short107
-loop109:
+	BLT short108
+asking107:
+	FMOVQ 0(R11), F12
+	FMOVQ 256(R11), F13
+	FMOVQ 512(R11), F14
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1220 // fmla v0.4s, v17.4s, v12.s[0]
+	WORD $0x4f8c1242 // fmla v2.4s, v18.4s, v12.s[0]
+	WORD $0x4f8d1224 // fmla v4.4s, v17.4s, v13.s[0]
+	WORD $0x4f8d1246 // fmla v6.4s, v18.4s, v13.s[0]
+	WORD $0x4f8e1228 // fmla v8.4s, v17.4s, v14.s[0]
+	WORD $0x4f8e124a // fmla v10.4s, v18.4s, v14.s[0]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
+	WORD $0x4fac11e1 // fmla v1.4s, v15.4s, v12.s[1]
+	WORD $0x4fac1203 // fmla v3.4s, v16.4s, v12.s[1]
+	WORD $0x4fad11e5 // fmla v5.4s, v15.4s, v13.s[1]
+	WORD $0x4fad1207 // fmla v7.4s, v16.4s, v13.s[1]
+	WORD $0x4fae11e9 // fmla v9.4s, v15.4s, v14.s[1]
+	WORD $0x4fae120b // fmla v11.4s, v16.4s, v14.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F15, F16)
+	VSHL $16, V15.S4, V17.S4
+	VSHL $16, V16.S4, V18.S4
+	WORD $0x4f8c1a20 // fmla v0.4s, v17.4s, v12.s[2]
+	WORD $0x4f8c1a42 // fmla v2.4s, v18.4s, v12.s[2]
+	WORD $0x4f8d1a24 // fmla v4.4s, v17.4s, v13.s[2]
+	WORD $0x4f8d1a46 // fmla v6.4s, v18.4s, v13.s[2]
+	WORD $0x4f8e1a28 // fmla v8.4s, v17.4s, v14.s[2]
+	WORD $0x4f8e1a4a // fmla v10.4s, v18.4s, v14.s[2]
+	VAND V31.B16, V15.B16, V15.B16
+	VAND V31.B16, V16.B16, V16.B16
+	WORD $0x4fac19e1 // fmla v1.4s, v15.4s, v12.s[3]
+	WORD $0x4fac1a03 // fmla v3.4s, v16.4s, v12.s[3]
+	WORD $0x4fad19e5 // fmla v5.4s, v15.4s, v13.s[3]
+	WORD $0x4fad1a07 // fmla v7.4s, v16.4s, v13.s[3]
+	WORD $0x4fae19e9 // fmla v9.4s, v15.4s, v14.s[3]
+	WORD $0x4fae1a0b // fmla v11.4s, v16.4s, v14.s[3]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	ADD $64, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking107
+	B short108
+plain109:
+	SUBS $4, R13, R13
+	BLT short108
+loop110:
 	FMOVQ 0(R11), F12
 	FMOVQ 256(R11), F13
 	FMOVQ 512(R11), F14
@@ -33825,12 +34781,12 @@ loop109:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop109
-short107:
+	BGE loop110
+short108:
 	ADDS $4, R13, R13
-	BEQ summed111
-some110:
-	TBZ $1, R13, one112
+	BEQ summed112
+some111:
+	TBZ $1, R13, one113
 	FMOVD 0(R11), F12
 	FMOVD 256(R11), F13
 	FMOVD 512(R11), F14
@@ -33853,8 +34809,8 @@ some110:
 	WORD $0x4fae120b // fmla v11.4s, v16.4s, v14.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed111
-one112:
+	TBZ $0, R13, summed112
+one113:
 	FMOVS 0(R11), F12
 	FMOVS 256(R11), F13
 	FMOVS 512(R11), F14
@@ -33869,8 +34825,8 @@ one112:
 	WORD $0x4f8d11e6 // fmla v6.4s, v15.4s, v13.s[0]
 	WORD $0x4f8e11ea // fmla v10.4s, v15.4s, v14.s[0]
 	ADD $4, R11, R11
-summed111:
-merge105:
+summed112:
+merge106:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
@@ -33878,7 +34834,7 @@ merge105:
 	WORD $0x4e27d4c6 // fadd v6.4s, v6.4s, v7.4s
 	WORD $0x4e29d508 // fadd v8.4s, v8.4s, v9.4s
 	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
-	CBZ R7, first113
+	CBZ R7, first114
 	FLDPQ 0(R12), (F12, F13)
 	WORD $0x4e20d580 // fadd v0.4s, v12.4s, v0.4s
 	WORD $0x4e22d5a2 // fadd v2.4s, v13.4s, v2.4s
@@ -33893,33 +34849,34 @@ merge105:
 	WORD $0x4e28d588 // fadd v8.4s, v12.4s, v8.4s
 	WORD $0x4e2ad5aa // fadd v10.4s, v13.4s, v10.4s
 	FSTPQ (F8, F10), 0(R12)
-	B stored114
-first113:
+	B stored115
+first114:
 	FSTPQ (F0, F2), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F4, F6), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F8, F10), 0(R12)
-stored114:
+stored115:
 	ADD $32, R22, R22
 	ADD $32, R21, R21
 	SUB $2, R5, R5
-	B columns102
-less103:
+	B columns103
+less104:
 	ADD $768, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
+	MOVD ZR, R15
 	SUB $3, R6, R6
-	B rows1
-tile8:
+	B rows2
+tile9:
 	MOVD R2, R21
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns115:
+columns116:
 	CMP $2, R5
-	BLT less116
+	BLT less117
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -33941,7 +34898,7 @@ columns115:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even117
+	TBZ $0, R8, even118
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVS 512(R11), F18
@@ -33961,11 +34918,70 @@ columns115:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge118
-even117:
+	BEQ merge119
+even118:
+	CBZ R15, plain122
 	SUBS $4, R13, R13
-	BLT short120
-loop122:
+	BLT short121
+asking120:
+	FMOVQ 0(R11), F16
+	FMOVQ 256(R11), F17
+	FMOVQ 512(R11), F18
+	FMOVQ 768(R11), F19
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f9012c0 // fmla v0.4s, v22.4s, v16.s[0]
+	WORD $0x4f9012e2 // fmla v2.4s, v23.4s, v16.s[0]
+	WORD $0x4f9112c4 // fmla v4.4s, v22.4s, v17.s[0]
+	WORD $0x4f9112e6 // fmla v6.4s, v23.4s, v17.s[0]
+	WORD $0x4f9212c8 // fmla v8.4s, v22.4s, v18.s[0]
+	WORD $0x4f9212ea // fmla v10.4s, v23.4s, v18.s[0]
+	WORD $0x4f9312cc // fmla v12.4s, v22.4s, v19.s[0]
+	WORD $0x4f9312ee // fmla v14.4s, v23.4s, v19.s[0]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01281 // fmla v1.4s, v20.4s, v16.s[1]
+	WORD $0x4fb012a3 // fmla v3.4s, v21.4s, v16.s[1]
+	WORD $0x4fb11285 // fmla v5.4s, v20.4s, v17.s[1]
+	WORD $0x4fb112a7 // fmla v7.4s, v21.4s, v17.s[1]
+	WORD $0x4fb21289 // fmla v9.4s, v20.4s, v18.s[1]
+	WORD $0x4fb212ab // fmla v11.4s, v21.4s, v18.s[1]
+	WORD $0x4fb3128d // fmla v13.4s, v20.4s, v19.s[1]
+	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F20, F21)
+	VSHL $16, V20.S4, V22.S4
+	VSHL $16, V21.S4, V23.S4
+	WORD $0x4f901ac0 // fmla v0.4s, v22.4s, v16.s[2]
+	WORD $0x4f901ae2 // fmla v2.4s, v23.4s, v16.s[2]
+	WORD $0x4f911ac4 // fmla v4.4s, v22.4s, v17.s[2]
+	WORD $0x4f911ae6 // fmla v6.4s, v23.4s, v17.s[2]
+	WORD $0x4f921ac8 // fmla v8.4s, v22.4s, v18.s[2]
+	WORD $0x4f921aea // fmla v10.4s, v23.4s, v18.s[2]
+	WORD $0x4f931acc // fmla v12.4s, v22.4s, v19.s[2]
+	WORD $0x4f931aee // fmla v14.4s, v23.4s, v19.s[2]
+	VAND V31.B16, V20.B16, V20.B16
+	VAND V31.B16, V21.B16, V21.B16
+	WORD $0x4fb01a81 // fmla v1.4s, v20.4s, v16.s[3]
+	WORD $0x4fb01aa3 // fmla v3.4s, v21.4s, v16.s[3]
+	WORD $0x4fb11a85 // fmla v5.4s, v20.4s, v17.s[3]
+	WORD $0x4fb11aa7 // fmla v7.4s, v21.4s, v17.s[3]
+	WORD $0x4fb21a89 // fmla v9.4s, v20.4s, v18.s[3]
+	WORD $0x4fb21aab // fmla v11.4s, v21.4s, v18.s[3]
+	WORD $0x4fb31a8d // fmla v13.4s, v20.4s, v19.s[3]
+	WORD $0x4fb31aaf // fmla v15.4s, v21.4s, v19.s[3]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	ADD $64, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking120
+	B short121
+plain122:
+	SUBS $4, R13, R13
+	BLT short121
+loop123:
 	FMOVQ 0(R11), F16
 	FMOVQ 256(R11), F17
 	FMOVQ 512(R11), F18
@@ -34016,12 +35032,12 @@ loop122:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop122
-short120:
+	BGE loop123
+short121:
 	ADDS $4, R13, R13
-	BEQ summed124
-some123:
-	TBZ $1, R13, one125
+	BEQ summed125
+some124:
+	TBZ $1, R13, one126
 	FMOVD 0(R11), F16
 	FMOVD 256(R11), F17
 	FMOVD 512(R11), F18
@@ -34049,8 +35065,8 @@ some123:
 	WORD $0x4fb312af // fmla v15.4s, v21.4s, v19.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed124
-one125:
+	TBZ $0, R13, summed125
+one126:
 	FMOVS 0(R11), F16
 	FMOVS 256(R11), F17
 	FMOVS 512(R11), F18
@@ -34068,8 +35084,8 @@ one125:
 	WORD $0x4f92128a // fmla v10.4s, v20.4s, v18.s[0]
 	WORD $0x4f93128e // fmla v14.4s, v20.4s, v19.s[0]
 	ADD $4, R11, R11
-summed124:
-merge118:
+summed125:
+merge119:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
@@ -34079,7 +35095,7 @@ merge118:
 	WORD $0x4e2bd54a // fadd v10.4s, v10.4s, v11.4s
 	WORD $0x4e2dd58c // fadd v12.4s, v12.4s, v13.4s
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
-	CBZ R7, first126
+	CBZ R7, first127
 	FLDPQ 0(R12), (F16, F17)
 	WORD $0x4e20d600 // fadd v0.4s, v16.4s, v0.4s
 	WORD $0x4e22d622 // fadd v2.4s, v17.4s, v2.4s
@@ -34099,8 +35115,8 @@ merge118:
 	WORD $0x4e2cd60c // fadd v12.4s, v16.4s, v12.4s
 	WORD $0x4e2ed62e // fadd v14.4s, v17.4s, v14.4s
 	FSTPQ (F12, F14), 0(R12)
-	B stored127
-first126:
+	B stored128
+first127:
 	FSTPQ (F0, F2), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F4, F6), 0(R12)
@@ -34108,27 +35124,28 @@ first126:
 	FSTPQ (F8, F10), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F12, F14), 0(R12)
-stored127:
+stored128:
 	ADD $32, R22, R22
 	ADD $32, R21, R21
 	SUB $2, R5, R5
-	B columns115
-less116:
+	B columns116
+less117:
 	ADD $1024, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
+	MOVD ZR, R15
 	SUB $4, R6, R6
-	B rows1
-tile9:
+	B rows2
+tile10:
 	MOVD R2, R21
 	MOVD R0, R22
 	MOVD cols+40(FP), R5
 	LSL $2, R5, R5
-columns128:
+columns129:
 	CMP $2, R5
-	BLT less129
+	BLT less130
 	MOVD $0xffff0000, R13
 	VDUP R13, V31.S4
 	VEOR V0.B16, V0.B16, V0.B16
@@ -34154,7 +35171,7 @@ columns128:
 	ADD R14, R21, R10
 	ADD R8<<2, R1, R11
 	SUB R8, R9, R13
-	TBZ $0, R8, even130
+	TBZ $0, R8, even131
 	FMOVS 0(R11), F20
 	FMOVS 256(R11), F21
 	FMOVS 512(R11), F22
@@ -34177,11 +35194,79 @@ columns128:
 	ADD R4, R10, R10
 	ADD $4, R11, R11
 	SUBS $1, R13, R13
-	BEQ merge131
-even130:
+	BEQ merge132
+even131:
+	CBZ R15, plain135
 	SUBS $4, R13, R13
-	BLT short133
-loop135:
+	BLT short134
+asking133:
+	FMOVQ 0(R11), F20
+	FMOVQ 256(R11), F21
+	FMOVQ 512(R11), F22
+	FMOVQ 768(R11), F23
+	FMOVQ 1024(R11), F24
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941360 // fmla v0.4s, v27.4s, v20.s[0]
+	WORD $0x4f941382 // fmla v2.4s, v28.4s, v20.s[0]
+	WORD $0x4f951364 // fmla v4.4s, v27.4s, v21.s[0]
+	WORD $0x4f951386 // fmla v6.4s, v28.4s, v21.s[0]
+	WORD $0x4f961368 // fmla v8.4s, v27.4s, v22.s[0]
+	WORD $0x4f96138a // fmla v10.4s, v28.4s, v22.s[0]
+	WORD $0x4f97136c // fmla v12.4s, v27.4s, v23.s[0]
+	WORD $0x4f97138e // fmla v14.4s, v28.4s, v23.s[0]
+	WORD $0x4f981370 // fmla v16.4s, v27.4s, v24.s[0]
+	WORD $0x4f981392 // fmla v18.4s, v28.4s, v24.s[0]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41321 // fmla v1.4s, v25.4s, v20.s[1]
+	WORD $0x4fb41343 // fmla v3.4s, v26.4s, v20.s[1]
+	WORD $0x4fb51325 // fmla v5.4s, v25.4s, v21.s[1]
+	WORD $0x4fb51347 // fmla v7.4s, v26.4s, v21.s[1]
+	WORD $0x4fb61329 // fmla v9.4s, v25.4s, v22.s[1]
+	WORD $0x4fb6134b // fmla v11.4s, v26.4s, v22.s[1]
+	WORD $0x4fb7132d // fmla v13.4s, v25.4s, v23.s[1]
+	WORD $0x4fb7134f // fmla v15.4s, v26.4s, v23.s[1]
+	WORD $0x4fb81331 // fmla v17.4s, v25.4s, v24.s[1]
+	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
+	ADD R4, R10, R10
+	FLDPQ 0(R10), (F25, F26)
+	VSHL $16, V25.S4, V27.S4
+	VSHL $16, V26.S4, V28.S4
+	WORD $0x4f941b60 // fmla v0.4s, v27.4s, v20.s[2]
+	WORD $0x4f941b82 // fmla v2.4s, v28.4s, v20.s[2]
+	WORD $0x4f951b64 // fmla v4.4s, v27.4s, v21.s[2]
+	WORD $0x4f951b86 // fmla v6.4s, v28.4s, v21.s[2]
+	WORD $0x4f961b68 // fmla v8.4s, v27.4s, v22.s[2]
+	WORD $0x4f961b8a // fmla v10.4s, v28.4s, v22.s[2]
+	WORD $0x4f971b6c // fmla v12.4s, v27.4s, v23.s[2]
+	WORD $0x4f971b8e // fmla v14.4s, v28.4s, v23.s[2]
+	WORD $0x4f981b70 // fmla v16.4s, v27.4s, v24.s[2]
+	WORD $0x4f981b92 // fmla v18.4s, v28.4s, v24.s[2]
+	VAND V31.B16, V25.B16, V25.B16
+	VAND V31.B16, V26.B16, V26.B16
+	WORD $0x4fb41b21 // fmla v1.4s, v25.4s, v20.s[3]
+	WORD $0x4fb41b43 // fmla v3.4s, v26.4s, v20.s[3]
+	WORD $0x4fb51b25 // fmla v5.4s, v25.4s, v21.s[3]
+	WORD $0x4fb51b47 // fmla v7.4s, v26.4s, v21.s[3]
+	WORD $0x4fb61b29 // fmla v9.4s, v25.4s, v22.s[3]
+	WORD $0x4fb61b4b // fmla v11.4s, v26.4s, v22.s[3]
+	WORD $0x4fb71b2d // fmla v13.4s, v25.4s, v23.s[3]
+	WORD $0x4fb71b4f // fmla v15.4s, v26.4s, v23.s[3]
+	WORD $0x4fb81b31 // fmla v17.4s, v25.4s, v24.s[3]
+	WORD $0x4fb81b53 // fmla v19.4s, v26.4s, v24.s[3]
+	ADD R4, R10, R10
+	PRFM 0(R15), PLDL1KEEP
+	ADD $64, R15, R15
+	ADD $16, R11, R11
+	SUBS $4, R13, R13
+	BGE asking133
+	B short134
+plain135:
+	SUBS $4, R13, R13
+	BLT short134
+loop136:
 	FMOVQ 0(R11), F20
 	FMOVQ 256(R11), F21
 	FMOVQ 512(R11), F22
@@ -34241,12 +35326,12 @@ loop135:
 	ADD R4, R10, R10
 	ADD $16, R11, R11
 	SUBS $4, R13, R13
-	BGE loop135
-short133:
+	BGE loop136
+short134:
 	ADDS $4, R13, R13
-	BEQ summed137
-some136:
-	TBZ $1, R13, one138
+	BEQ summed138
+some137:
+	TBZ $1, R13, one139
 	FMOVD 0(R11), F20
 	FMOVD 256(R11), F21
 	FMOVD 512(R11), F22
@@ -34279,8 +35364,8 @@ some136:
 	WORD $0x4fb81353 // fmla v19.4s, v26.4s, v24.s[1]
 	ADD R4, R10, R10
 	ADD $8, R11, R11
-	TBZ $0, R13, summed137
-one138:
+	TBZ $0, R13, summed138
+one139:
 	FMOVS 0(R11), F20
 	FMOVS 256(R11), F21
 	FMOVS 512(R11), F22
@@ -34301,8 +35386,8 @@ one138:
 	WORD $0x4f97132e // fmla v14.4s, v25.4s, v23.s[0]
 	WORD $0x4f981332 // fmla v18.4s, v25.4s, v24.s[0]
 	ADD $4, R11, R11
-summed137:
-merge131:
+summed138:
+merge132:
 	MOVD R22, R12
 	WORD $0x4e21d400 // fadd v0.4s, v0.4s, v1.4s
 	WORD $0x4e23d442 // fadd v2.4s, v2.4s, v3.4s
@@ -34314,7 +35399,7 @@ merge131:
 	WORD $0x4e2fd5ce // fadd v14.4s, v14.4s, v15.4s
 	WORD $0x4e31d610 // fadd v16.4s, v16.4s, v17.4s
 	WORD $0x4e33d652 // fadd v18.4s, v18.4s, v19.4s
-	CBZ R7, first139
+	CBZ R7, first140
 	FLDPQ 0(R12), (F20, F21)
 	WORD $0x4e20d680 // fadd v0.4s, v20.4s, v0.4s
 	WORD $0x4e22d6a2 // fadd v2.4s, v21.4s, v2.4s
@@ -34339,8 +35424,8 @@ merge131:
 	WORD $0x4e30d690 // fadd v16.4s, v20.4s, v16.4s
 	WORD $0x4e32d6b2 // fadd v18.4s, v21.4s, v18.4s
 	FSTPQ (F16, F18), 0(R12)
-	B stored140
-first139:
+	B stored141
+first140:
 	FSTPQ (F0, F2), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F4, F6), 0(R12)
@@ -34350,19 +35435,20 @@ first139:
 	FSTPQ (F12, F14), 0(R12)
 	ADD R3, R12, R12
 	FSTPQ (F16, F18), 0(R12)
-stored140:
+stored141:
 	ADD $32, R22, R22
 	ADD $32, R21, R21
 	SUB $2, R5, R5
-	B columns128
-less129:
+	B columns129
+less130:
 	ADD $1280, R1, R1
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
 	ADD R3, R0, R0
+	MOVD ZR, R15
 	SUB $5, R6, R6
-	B rows1
-done3:
+	B rows2
+done4:
 	RET

@@ -220,6 +220,15 @@ func upperHalf(dst, src v) { op("VAND %s, %s, %s", highHalf.b16(), src.b16(), ds
 func (t tile) bytes() int    { return t.cols * lanes * t.dt.size }
 func (t tile) rowBytes() int { return t.bytes() * t.dt.per() }
 
+// stream sets fetch to the address of what to ask memory for, or 0.
+func stream(fetch r) {
+	none := label("none")
+	load("ahead", fetch)
+	op("CBZ %v, %s", fetch, none)
+	op("MOVD (%v), %v", fetch, fetch)
+	at(none)
+}
+
 // ask asks memory, when dimension or position d of an unrolled loop is done, for its part of as many bytes as the loop reads.
 func (t tile) ask(d int, from r) {
 	lines := unroll * t.bytes() / 64
@@ -263,22 +272,20 @@ func tiles(count r, body func(rows int)) {
 	at(done)
 }
 
-// unrolled writes loops over the count in i: by unroll while asking for memory from fetch on, unless that is 0 or ask is nil, by unroll, and
+// unrolled writes loops over the count in i: by unroll while asking for memory from fetch on, unless that is 0, by unroll, and
 // as many at a time as lie in a word, and then, of a pair the first. steps writes n steps, and what follows each.
 func (t dtype) unrolled(i, fetch r, steps func(n int, after func(d int)), ask func(d int)) {
 	asking, short, plain, loop := label("asking"), label("short"), label("plain"), label("loop")
 	some, done := label("some"), label("summed")
-	if ask != nil {
-		op("CBZ %v, %s", fetch, plain)
-		op("SUBS $%d, %v, %v", unroll, i, i)
-		op("BLT %s", short)
-		at(asking)
-		steps(unroll, ask)
-		op("SUBS $%d, %v, %v", unroll, i, i)
-		op("BGE %s", asking)
-		op("B %s", short)
-		at(plain)
-	}
+	op("CBZ %v, %s", fetch, plain)
+	op("SUBS $%d, %v, %v", unroll, i, i)
+	op("BLT %s", short)
+	at(asking)
+	steps(unroll, ask)
+	op("SUBS $%d, %v, %v", unroll, i, i)
+	op("BGE %s", asking)
+	op("B %s", short)
+	at(plain)
 	op("SUBS $%d, %v, %v", unroll, i, i)
 	op("BLT %s", short)
 	at(loop)
@@ -320,11 +327,7 @@ func scores(dt dtype) {
 	load("n", n)
 	load("rows", rows)
 	load("carry", carry)
-	load("ahead", fetch)
-	none := label("none")
-	op("CBZ %v, %s", fetch, none)
-	op("MOVD (%v), %v", fetch, fetch)
-	at(none)
+	stream(fetch)
 	tiles(rows, func(rows int) {
 		t := tile{dt: dt, rows: rows, cols: wide[rows-1]}
 		again, carried, begin := label("block"), label("carried"), label("begin")
@@ -386,11 +389,8 @@ func accumulate(dt dtype) {
 	load("mask", mask)
 	load("a", a)
 	load("b", b)
-	load("ahead", fetch)
-	none, apart := label("none"), label("apart")
-	op("CBZ %v, %s", fetch, none)
-	op("MOVD (%v), %v", fetch, fetch)
-	at(none)
+	stream(fetch)
+	apart := label("apart")
 	first := func(bits, dst r) {
 		op("RBIT %v, %v", bits, dst)
 		op("CLZ %v, %v", dst, dst)

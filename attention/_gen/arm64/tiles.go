@@ -51,7 +51,7 @@ func (t tile) sum(carry, base r, where func(row, c int) int, next func()) {
 // tileScores: a tile of K [n][64] times the rows of a part of q.
 func tileScores() {
 	function("tileScores", "s, q *float32, k *byte, stride, n, rows, carry int, ahead *uintptr", "", "is one part of one tile of kernel.scores.")
-	const S, Q, K, stride, n, rows, carry, kp, i, from, block r = 0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11
+	const S, Q, K, stride, n, rows, carry, fetch, kp, i, from, block r = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 	qp := [tileRows]r{12, 13, 14, 15, 19, 20}
 	load("s", S)
 	load("q", Q)
@@ -60,6 +60,7 @@ func tileScores() {
 	load("n", n)
 	load("rows", rows)
 	load("carry", carry)
+	stream(fetch)
 	tiles(rows, func(rows int) {
 		t := tile{dt: bf16, rows: rows, cols: twiceWide[rows-1], twice: true}
 		again := label("block")
@@ -74,13 +75,13 @@ func tileScores() {
 			op("ADD %v, %v, %v", stride, qp[row-1], qp[row])
 		}
 		op("MOVD %v, %v", n, i)
-		bf16.unrolled(i, 0, func(n int, after func(d int)) {
+		bf16.unrolled(i, fetch, func(n int, after func(d int)) {
 			for row := range rows {
 				op("%s.P %d(%v), %s", moves[n], 4*n, qp[row], t.numbers(row).f())
 			}
 			t.steps(n, func(d int) (r, int) { return kp, d * pageLen * bf16.size }, after)
 			op("ADD $%d, %v, %v", n*pageLen*bf16.size, kp, kp)
-		}, nil)
+		}, func(d int) { t.ask(d, fetch) })
 		t.sum(carry, S, func(row, c int) int { return 4 * (row*pageLen + c*lanes) }, func() {})
 		op("ADD $%d, %v, %v", 4*lanes*t.cols, S, S)
 		op("ADD $%d, %v, %v", t.rowBytes(), from, from)
@@ -92,6 +93,7 @@ func tileScores() {
 		for range rows {
 			op("ADD %v, %v, %v", stride, Q, Q)
 		}
+		op("MOVD ZR, %v", fetch)
 	})
 	op("RET")
 }
@@ -101,7 +103,7 @@ func tileValues() {
 	function("tileValues", "o, w *float32, v *byte, oStride, vStride, cols, rows, lo, hi, carry int, ahead *uintptr", "",
 		"is one part of one tile of kernel.accumulate.")
 	const O, W, V, oStride, vStride, left, rows, carry r = 22, 1, 2, 3, 4, 5, 6, 7
-	const lo, hi, vp, wp, op0, i, first, from, row0 r = 8, 9, 10, 11, 12, 13, 14, 21, 0
+	const lo, hi, vp, wp, op0, i, first, fetch, from, row0 r = 8, 9, 10, 11, 12, 13, 14, 15, 21, 0
 	load("o", row0)
 	load("w", W)
 	load("v", V)
@@ -111,6 +113,7 @@ func tileValues() {
 	load("lo", lo)
 	load("hi", hi)
 	load("carry", carry)
+	stream(fetch)
 	op("LSR $1, %v, %v", lo, first)
 	op("MUL %v, %v, %v", vStride, first, first)
 	block := func(t tile) {
@@ -133,15 +136,16 @@ func tileValues() {
 		op("SUBS $1, %v, %v", i, i)
 		op("BEQ %s", merge)
 		at(even)
-		bf16.unrolled(i, 0, func(n int, _ func(d int)) {
+		bf16.unrolled(i, fetch, func(n int, after func(d int)) {
 			weights(n)
 			t.steps(n, func(int) (r, int) { return vp, 0 }, func(p int) {
 				if p%2 != 0 {
 					op("ADD %v, %v, %v", vStride, vp, vp)
 				}
+				after(p)
 			})
 			op("ADD $%d, %v, %v", 4*n, wp, wp)
-		}, nil)
+		}, func(p int) { t.ask(p, fetch) })
 		at(merge)
 		op("MOVD %v, %v", O, op0)
 		t.sum(carry, op0, func(_, c int) int { return 4 * lanes * c }, func() { op("ADD %v, %v, %v", oStride, op0, op0) })
@@ -167,6 +171,7 @@ func tileValues() {
 		for range rows {
 			op("ADD %v, %v, %v", oStride, row0, row0)
 		}
+		op("MOVD ZR, %v", fetch)
 	})
 	op("RET")
 }
