@@ -60,6 +60,7 @@ func run(ctx context.Context, args []string) (err error) {
 	length := flags.Duration("time", 10*time.Minute, "how long")
 	clocks := flags.Bool("clocks", true, "build a program whose clock jumps, and let it jump")
 	still := flags.Bool("connected", false, "cut nothing off the network")
+	coordinators := flags.Int("coordinators", 1, "of the sessions' cluster: one or two")
 	only := flags.String("run", "", "sessions or jobs alone")
 	log := flags.String("log", "", "file for what the processes say, instead of stderr")
 	seed := flags.Uint64("seed", 0, "of what is done; 0 is another one each time")
@@ -74,7 +75,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	config := drivers.Config{
-		Workers: 3, Coordinators: 2, Sessions: 8, Drivers: 2, Budget: 64 << 20, Replicas: 1, Seed: *seed, Time: *length, Command: program, Log: os.Stderr,
+		Workers: 3, Coordinators: *coordinators, Sessions: 8, Drivers: 2, Budget: 64 << 20, Replicas: 1, Seed: *seed, Time: *length, Command: program, Log: os.Stderr,
 	}
 	jobs := submitters.Config{Command: program, Clients: 4, Seed: *seed, Time: *length, Log: os.Stderr}
 	if *log != "" {

@@ -70,7 +70,6 @@ func TestSeveralDriversOverProcesses(t *testing.T) {
 		"no copies":   {Workers: 3, Sessions: 6, Drivers: 3, Budget: 64 << 20},
 		"little room": {Workers: 2, Sessions: 6, Drivers: 2, Budget: 1 << 20, Dim: 64},
 		"one copy":    {Workers: 3, Sessions: 4, Drivers: 3, Budget: 64 << 20, Replicas: 1},
-		"two of two":  {Workers: 3, Coordinators: 2, Sessions: 4, Drivers: 2, Budget: 64 << 20, Replicas: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
