@@ -49,7 +49,7 @@ func (q *Queue) Submit(stream submitStream) error {
 	case q.uploads <- struct{}{}:
 		defer func() { <-q.uploads }()
 	default:
-		return status.Errorf(codes.ResourceExhausted, "%d submissions are under way: try again", maxUploads)
+		return rpc.Full("%d submissions are under way: try again", maxUploads)
 	}
 	if err := q.submit(stream); err != nil {
 		return statusOf(err).Err()

@@ -214,11 +214,11 @@ func (f *Flight) open(conn *serverConn, tenant string, cancel context.CancelCaus
 	defer f.mu.Unlock()
 	if f.cfg.Streams > 0 && len(f.shares) >= f.cfg.Streams {
 		f.refused[certs.ManyCalls]++
-		return nil, status.Errorf(codes.ResourceExhausted, "%d calls are open, the most that are allowed: end one, or use one lane for several sessions", len(f.shares))
+		return nil, Full("%d calls are open, the most that are allowed: end one, or use one lane for several sessions", len(f.shares))
 	}
 	if most := f.cfg.Streams / tenantPart; tenant != "" && most > 0 && f.tenants[tenant] >= most {
 		f.refused[certs.ManyCalls]++
-		return nil, status.Errorf(codes.ResourceExhausted, "tenant %s has %d calls open, the most that one may have here: end one, or use one lane for several sessions", tenant, most)
+		return nil, Full("tenant %s has %d calls open, the most that one may have here: end one, or use one lane for several sessions", tenant, most)
 	}
 	s := &Share{f: f, conn: conn, tenant: tenant, cancel: cancel, moved: time.Now()}
 	f.shares[s] = struct{}{}
@@ -523,7 +523,10 @@ func (s *Share) sever() {
 // refusal is the status of a message or an answer without room.
 func refusal(err error) error {
 	var room *RoomError
-	if errors.Is(err, ErrBusy) || errors.As(err, &room) {
+	switch {
+	case errors.Is(err, ErrBusy):
+		return Full("%v", err)
+	case errors.As(err, &room): // which may never be
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
 	if errors.Is(err, io.EOF) {

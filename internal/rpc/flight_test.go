@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -259,8 +260,12 @@ func TestCallsAreBounded(t *testing.T) {
 	first := f.call(t, t.Context())
 	f.until(t, "is open", func(s FlightState) bool { return s.Calls == 1 })
 	second := f.call(t, t.Context())
-	if err := second.RecvMsg(&headwaterv1.SubmitResponse{}); status.Code(err) != codes.ResourceExhausted {
+	err := second.RecvMsg(&headwaterv1.SubmitResponse{})
+	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("got %v", err)
+	}
+	if d := status.Convert(err).Details(); len(d) != 1 || d[0].(*errdetails.RetryInfo).GetRetryDelay().AsDuration() != retryAfter {
+		t.Errorf("it says of when to try again %v", d)
 	}
 	close(wait)
 	_ = first.RecvMsg(&headwaterv1.SubmitResponse{})

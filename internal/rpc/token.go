@@ -128,7 +128,7 @@ func (s *Security) settle(c *securedConn) error {
 		return nil
 	}
 	if s.proven >= maxProven {
-		return status.Errorf(codes.ResourceExhausted, "%d connections have clients with tokens or capabilities, the most that are allowed", s.proven)
+		return Full("%d connections have clients with tokens or capabilities, the most that are allowed", s.proven)
 	}
 	c.stranger = false
 	s.crowd--

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/status"
 
+	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -38,11 +39,14 @@ func (e *Error) Error() string {
 func (e *Error) Reason() Reason { return e.Why.GetProblem() }
 
 // GRPCStatus returns the status of a refused unary call: a code by meaning, and the SessionError as its detail. So if a
-// gRPC handler returns an Error, the client receives an Error.
+// gRPC handler returns an Error, the client receives an Error. One that is BUSY says when to try again.
 func (e *Error) GRPCStatus() *status.Status {
 	s := status.New(codeOf(e.Why.GetProblem()), e.Error())
 	if detailed, err := s.WithDetails(e.Why); err == nil {
-		return detailed
+		s = detailed
+	}
+	if e.Why.GetProblem() == Busy {
+		s = rpc.Later(s)
 	}
 	return s
 }

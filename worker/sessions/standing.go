@@ -4,8 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+	"headwater.example/internal/rpc"
 )
 
 const (
@@ -39,7 +38,7 @@ func (a *standings) enter(worker, tenant string) (*standing, error) {
 	s := a.of[tenant]
 	switch {
 	case a.lanes >= maxLanes:
-		return nil, status.Errorf(codes.ResourceExhausted, "worker %s: %d lanes are open, the most that are allowed: close one, or use one for several sessions", worker, maxLanes)
+		return nil, rpc.Full("worker %s: %d lanes are open, the most that are allowed: close one, or use one for several sessions", worker, maxLanes)
 	case s == nil:
 		s = &standing{tenant: tenant}
 		if a.of == nil {
@@ -47,7 +46,7 @@ func (a *standings) enter(worker, tenant string) (*standing, error) {
 		}
 		a.of[tenant] = s
 	case tenant != "" && s.lanes >= tenantLanes:
-		return nil, status.Errorf(codes.ResourceExhausted, "worker %s: tenant %s has %d lanes open, the most that one may have here: close one, or use one for several sessions", worker, tenant, tenantLanes)
+		return nil, rpc.Full("worker %s: tenant %s has %d lanes open, the most that one may have here: close one, or use one for several sessions", worker, tenant, tenantLanes)
 	}
 	a.lanes++
 	s.lanes++

@@ -67,7 +67,7 @@ func (w *watches) add(one *watch) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if len(w.all) >= maxWatches {
-		return status.Errorf(codes.ResourceExhausted, "%d callers watch the attention of sessions here, the most that are allowed", maxWatches)
+		return rpc.Full("%d callers watch the attention of sessions here, the most that are allowed", maxWatches)
 	}
 	if w.all == nil {
 		w.all = map[*watch]struct{}{}
