@@ -23,13 +23,14 @@ type Role string
 const (
 	Coordinator Role = "coordinator"
 	Worker      Role = "worker"
-	Relay       Role = "relay"  // a process of `coord relay` that other machines reach
-	Client      Role = "client" // whoever uses the cluster; its name is its tenant
-	Admin       Role = "admin"  // whoever runs the cluster: uses it for all tenants, and moves what workers hold
+	Relay       Role = "relay"   // a process of `coord relay` that other machines reach
+	Client      Role = "client"  // whoever uses the cluster; its name is its tenant
+	Admin       Role = "admin"   // whoever runs the cluster: uses it for all tenants, and moves what workers hold
+	Monitor     Role = "monitor" // what watches the cluster: reads metrics, and nothing else
 )
 
 // roles are all roles.
-var roles = []Role{Coordinator, Worker, Relay, Client, Admin}
+var roles = []Role{Coordinator, Worker, Relay, Client, Admin, Monitor}
 
 // known tells whether there is such a role.
 func (r Role) known() bool {
@@ -42,7 +43,7 @@ func (r Role) known() bool {
 }
 
 // serves tells whether others connect to holders of the role.
-func (r Role) serves() bool { return r != Client && r != Admin }
+func (r Role) serves() bool { return r == Coordinator || r == Worker || r == Relay }
 
 // Host is the DNS name that certificates of a role bear beside their URIs, for TLS libraries that compare nothing else.
 func (r Role) Host() string { return string(r) + ".headwater.internal" }
@@ -73,7 +74,7 @@ func (i Identity) uri() *url.URL {
 // Validate says what is wrong with an identity that is to be written into a certificate.
 func (i Identity) Validate() error {
 	if !i.Role.known() {
-		return fmt.Errorf("role %q is none of coordinator, worker, relay, client, admin", i.Role)
+		return fmt.Errorf("role %q is none of coordinator, worker, relay, client, admin, monitor", i.Role)
 	}
 	name := strings.TrimSuffix(i.Name, "*")
 	if name == "" && i.Name != "*" || len(name) > MaxName {

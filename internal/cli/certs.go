@@ -87,13 +87,14 @@ func (a *app) certsIssue() *cobra.Command {
 	var life int
 	var out string
 	cmd := &cobra.Command{
-		Use: "issue coordinator|worker|relay|client|admin NAME", Short: "Issue a certificate, or issue it anew",
+		Use: "issue coordinator|worker|relay|client|admin|monitor NAME", Short: "Issue a certificate, or issue it anew",
 		Long: "Issue a certificate into a folder that its process takes by --tls-dir: ca.crt, tls.crt, tls.key, and gossip.key for those\n" +
 			"that gossip. A running process reads the files again when they change.\n\n" +
-			"NAME is the process's --name; a client's is its tenant, and an admin is bound to none. 'headwater-worker-*' is one certificate for all workers whose names\n" +
+			"NAME is the process's --name; a client's is its tenant, and an admin is bound to none; a monitor\n" +
+			"reads metrics alone. 'headwater-worker-*' is one certificate for all workers whose names\n" +
 			"begin so, as the replicas of a StatefulSet have them.",
 		Example:   "  coord certs issue worker w1\n  coord certs issue worker 'headwater-worker-*' --days 90\n  coord certs issue client ann --out ~/.config/headwater/tls",
-		ValidArgs: []string{"coordinator", "worker", "relay", "client", "admin"},
+		ValidArgs: []string{"coordinator", "worker", "relay", "client", "admin", "monitor"},
 		Args:      exactly("ROLE", "NAME"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			until, err := days(life)

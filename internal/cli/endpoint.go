@@ -85,7 +85,7 @@ func (e *endpointFlags) begin(ctx context.Context, name string, admin *adminFlag
 	if err != nil {
 		return nil, err
 	}
-	if err := admin.bind(ctx); err != nil {
+	if err := admin.bind(ctx, s); err != nil {
 		return nil, err
 	}
 	return s, admin.close(e.bindHealth(ctx))

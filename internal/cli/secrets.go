@@ -54,7 +54,7 @@ func (a *app) certsSecrets() *cobra.Command {
 			"client-ann-tls that of client ann. headwater-gossip has the keys of gossip. `kubectl apply --server-side` keeps no second\n" +
 			"copy of them in an annotation.",
 		Example:   "  coord certs secrets | kubectl apply --server-side -f -\n  coord certs secrets client --namespace models",
-		ValidArgs: []string{"coordinator", "worker", "relay", "client", "admin"},
+		ValidArgs: []string{"coordinator", "worker", "relay", "client", "admin", "monitor"},
 		RunE: func(_ *cobra.Command, args []string) error {
 			if !dnsLabel.MatchString(namespace) {
 				return usage("--namespace: %q is not a DNS label: 1 to 63 of a-z, 0-9 and '-', with no '-' at its ends", namespace)

@@ -84,7 +84,7 @@ func (a *app) serveCoordinator() *cobra.Command {
 	flags := cmd.Flags()
 	at.flags(flags, certs.Coordinator, coordinatorListen, coordinatorGossip)
 	admin.flag(flags, "/metrics, and on loopback alone the dashboard and /debug/pprof")
-	admin.access(flags)
+	admin.others(flags)
 	flags.StringVar(&at.security.tenants, "tenants", "", "`file` of tenants whose tokens clients may show in place of a certificate, as coord tenants add writes it; it is read again when it changes (default: no tokens)")
 	flags.StringVar(&workers, "workers", "", "a list of workers instead of gossip, `name=host:port,...`")
 	flags.StringVar(&config.DataDir, "data-dir", "headwater-data", "`folder` of jobs and results")
@@ -211,7 +211,7 @@ func prepareProcess(c *coordinator.Coordinator, dataDir string, log *slog.Logger
 
 // serveDashboard serves the dashboard, metrics and profiles on the admin port, until the returned function is called.
 func serveDashboard(admin *adminFlag, c *coordinator.Coordinator, metrics *observe.Coordinator, log *slog.Logger) (end func()) {
-	board := dashboard.New(c, dashboard.Access{Logins: admin.users, Secure: admin.cert != "", Failed: metrics.LoginFailed}, log)
+	board := dashboard.New(c, admin.access(metrics.LoginFailed), log)
 	stop := admin.serve(metrics.Registry, log, func(on *observe.Admin) { admin.board(on, board) })
 	return func() { stop(); board.Close() }
 }

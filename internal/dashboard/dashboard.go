@@ -74,11 +74,13 @@ type Access struct {
 	Logins Logins // who has a login; nil: who is on this machine
 	Secure bool   // whether the dashboard is served by TLS
 	Failed func() // is called for each login that failed, unless nil
+	// Shown says which admin has shown a certificate with a request; nil where nobody shows any.
+	Shown func(*http.Request) (name string, ok bool)
 }
 
 // New makes a dashboard. Close ends it.
 func New(cluster Cluster, access Access, log *slog.Logger) *Dashboard {
-	d := &Dashboard{cluster: cluster, log: log, open: access.Logins == nil, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}, poke: make(chan struct{}, 1)}
+	d := &Dashboard{cluster: cluster, log: log, open: access.Logins == nil && access.Shown == nil, mux: http.NewServeMux(), viewers: map[*viewer]struct{}{}, poke: make(chan struct{}, 1)}
 	in := newDoors(access, log)
 	d.mux.HandleFunc("GET /{$}", in.inside(page("index.html")))
 	d.mux.HandleFunc("GET /login", page("login.html"))
@@ -148,6 +150,7 @@ func (d *Dashboard) Close() { d.loops.Wait() }
 func (d *Dashboard) events(w http.ResponseWriter, r *http.Request) {
 	v := &viewer{user: &visiting(r).User, session: r.URL.Query().Get("session"), events: make(chan []byte, 1)}
 	if err := d.enter(v); err != nil {
+		w.Header().Set(retryAfter, "10")
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}

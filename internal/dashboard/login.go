@@ -105,6 +105,8 @@ const (
 	maxForm = 1 << 12
 	// tokenHeader is the header of a request that changes something: the token that the page was told.
 	tokenHeader = "X-Headwater-Token"
+	// retryAfter tells in how many seconds what was refused may be tried again.
+	retryAfter = "Retry-After"
 )
 
 // visit is a user who has logged in.
@@ -137,6 +139,12 @@ func newDoors(access Access, log *slog.Logger) *doors {
 
 // visitOf returns who makes a request, nil for a stranger.
 func (d *doors) visitOf(r *http.Request) *visit {
+	if d.Shown != nil {
+		if name, ok := d.Shown(r); ok {
+			return &visit{User: User{Name: name, Role: admins, Every: true}, token: d.local.token}
+		}
+		return nil
+	}
 	if d.Logins == nil {
 		return &d.local
 	}
@@ -206,6 +214,7 @@ func (d *doors) login(w http.ResponseWriter, r *http.Request) {
 	}
 	if len(d.failed) >= maxFailed {
 		d.count()
+		w.Header().Set(retryAfter, "60")
 		http.Error(w, "too many logins failed: try again in a minute", http.StatusTooManyRequests)
 		return
 	}
@@ -225,6 +234,7 @@ func (d *doors) login(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if len(d.visits) >= maxLogins {
+		w.Header().Set(retryAfter, "60")
 		http.Error(w, fmt.Sprintf("%d are logged in, the most that may", maxLogins), http.StatusServiceUnavailable)
 		return
 	}

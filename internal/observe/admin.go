@@ -23,7 +23,8 @@ const (
 // Admin serves the admin port: metrics to everyone who reaches it, and to this machine alone what tells more or costs more.
 type Admin struct {
 	mux    *http.ServeMux
-	local  bool // the listener is on loopback
+	local  bool                                    // the listener is on loopback
+	shown  func(*http.Request) (all, metrics bool) // nil where nobody shows anything
 	server http.Server
 	ended  chan error
 }
@@ -43,6 +44,9 @@ func NewAdmin(at net.Addr, r *Registry) *Admin {
 // Handle serves a path to everyone who reaches the port: the handler lets in whom it knows.
 func (a *Admin) Handle(pattern string, h http.Handler) { a.mux.Handle(pattern, h) }
 
+// Guard lets in who shows what lets it in: to all, or to metrics alone.
+func (a *Admin) Guard(shown func(*http.Request) (all, metrics bool)) { a.shown = shown }
+
 // OnLoopback tells whether the port is bound to a loopback address.
 func (a *Admin) OnLoopback() bool { return a.local }
 
@@ -51,8 +55,10 @@ func (a *Admin) OnLoopback() bool { return a.local }
 func (a *Admin) Local(pattern string, h http.Handler) {
 	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		switch {
+		case a.shown != nil: // who comes to here may see all
+			h.ServeHTTP(w, r)
 		case !a.local:
-			http.Error(w, "this is served on loopback alone: start the process with --admin 127.0.0.1:PORT; a coordinator's dashboard is served elsewhere with --admin-logins, --admin-cert and --admin-key; /metrics is served on every address", http.StatusForbidden)
+			http.Error(w, "this is served on loopback alone: start the process with --admin 127.0.0.1:PORT; a coordinator's dashboard is served elsewhere with --admin-tls, or with --admin-logins, --admin-cert and --admin-key; /metrics is served on every address", http.StatusForbidden)
 		case !loopback(r.Host):
 			http.Error(w, fmt.Sprintf("the host %q is not this machine's loopback: ask for 127.0.0.1, [::1] or localhost", r.Host), http.StatusForbidden)
 		default:
@@ -77,7 +83,15 @@ func loopback(host string) bool {
 }
 
 // ServeHTTP implements http.Handler.
-func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
+func (a *Admin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if a.shown != nil {
+		if all, metrics := a.shown(r); !all && !(metrics && r.URL.Path == "/metrics") {
+			http.Error(w, "this is for admins, and /metrics for monitors as well: the certificate that was shown is of another role, or holds no more", http.StatusForbidden)
+			return
+		}
+	}
+	a.mux.ServeHTTP(w, r)
+}
 
 // Start serves on the listener until Close. Requests' contexts end then.
 func (a *Admin) Start(l net.Listener, log *slog.Logger) {

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -23,9 +24,15 @@ func newRegistry() *Registry {
 // Gatherer gives the metrics as they are now.
 func (r *Registry) Gatherer() prometheus.Gatherer { return r.metrics }
 
+// maxScrapes bounds the scrapes at once, scrapeTimeout how long one takes.
+const (
+	maxScrapes    = 16
+	scrapeTimeout = 10 * time.Second
+)
+
 // handler serves the metrics as text.
 func (r *Registry) handler() http.Handler {
-	return promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError})
+	return promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError, MaxRequestsInFlight: maxScrapes, Timeout: scrapeTimeout})
 }
 
 // Emit tells a metric's value, and that of its label if it has one.

@@ -79,6 +79,8 @@ func callerFor(h certs.Holder, header metadata.MD) (Caller, error) {
 	c := Caller{Holder: h, Unbound: true}
 	said := header.Get(tenantKey)
 	switch h.Role {
+	case certs.Monitor:
+		c.Unbound = false // nobody's
 	case certs.Client:
 		c.Unbound, c.Tenant = false, h.Names[0] // which are one
 	case certs.Relay, certs.Coordinator:
