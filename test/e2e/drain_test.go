@@ -135,7 +135,7 @@ func TestADrainedWorkerCanBeKilled(t *testing.T) {
 	c, calm := start(t, localcluster.Options{Workers: 3, Threads: 1}), start(t, localcluster.Options{Workers: 1, Threads: 1})
 	all := twins(t, c, calm, 8)
 	stop := keepStepping(t, all)
-	coord(t, "drain", c.Name(0), "--coordinator", c.Address()).succeeds(t)
+	coord(t, "drain", c.Name(0), "--coordinator", c.Address()).progressed().succeeds(t)
 	c.Kill(0)
 	if err := c.RestartWorker(bounded(t), 0); err != nil {
 		t.Fatal(err)
@@ -148,7 +148,7 @@ func TestADrainedWorkerCanBeKilled(t *testing.T) {
 	}
 	spreading := bounded(t)
 	for again := true; again; { // it passes by a worker that has not been seen to answer yet, and says so
-		out := coord(t, "rebalance", "--coordinator", c.Address())
+		out := coord(t, "rebalance", "--coordinator", c.Address()).progressed()
 		if out.code != 0 || out.stderr != "" && !strings.Contains(out.stderr, "did not answer") {
 			t.Fatalf("exit code %d, it said %s", out.code, out.stderr)
 		}
@@ -158,8 +158,8 @@ func TestADrainedWorkerCanBeKilled(t *testing.T) {
 		}
 		again = !slices.ContainsFunc(list.Sessions, holds)
 	}
-	coord(t, "drain", c.Name(1), "--coordinator", c.Address()).succeeds(t)
-	coord(t, "drain", c.Name(1), "--undo", "--coordinator", c.Address()).succeeds(t)
+	coord(t, "drain", c.Name(1), "--coordinator", c.Address()).progressed().succeeds(t)
+	coord(t, "drain", c.Name(1), "--undo", "--coordinator", c.Address()).progressed().succeeds(t)
 	if err := stop(); err != nil {
 		t.Error(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -245,4 +246,12 @@ func (s said) succeeds(t *testing.T) {
 	if s.code != 0 || s.stderr != "" {
 		t.Fatalf("exit code %d, it said %s", s.code, s.stderr)
 	}
+}
+
+// progressed leaves out what was told of sessions that moved.
+func (s said) progressed() said {
+	s.stderr = strings.Join(slices.DeleteFunc(strings.SplitAfter(s.stderr, "\n"), func(line string) bool {
+		return strings.HasPrefix(line, "moving sessions: ")
+	}), "")
+	return s
 }

@@ -87,11 +87,11 @@ func (c *cluster) rebalancesTo(t *testing.T, worker int) {
 func TestStripesMoveWhileTheyAreStepped(t *testing.T) {
 	t.Parallel()
 	c, calm := start(t, localcluster.Options{Workers: 4, Threads: 1}), start(t, localcluster.Options{Workers: 1, Threads: 1})
-	coord(t, "drain", c.Name(3), "--coordinator", c.Address()).succeeds(t)
+	coord(t, "drain", c.Name(3), "--coordinator", c.Address()).progressed().succeeds(t)
 	c.Kill(3) // it joins later
 	all := stripedTwins(t, c, calm, -1, 1)
 	stop := keepStepping(t, all)
-	coord(t, "drain", c.Name(0), "--coordinator", c.Address()).succeeds(t)
+	coord(t, "drain", c.Name(0), "--coordinator", c.Address()).progressed().succeeds(t)
 	c.Kill(0) // which nobody notices
 	for _, worker := range []int{3, 0} {
 		if err := c.RestartWorker(bounded(t), worker); err != nil {
