@@ -230,7 +230,7 @@ func TestSessionsAreListed(t *testing.T) {
 	}{
 		{[]string{"sessions", "list", "-o", "wide"}, []string{id, "story", "70", "w1 24.0 KiB, w2 24.0 KiB"}},
 		{[]string{"sessions", "list", "--output", "json"}, []string{`"id": "` + id + `"`, `"name": "story"`, `"page_bytes": `}},
-		{[]string{"sessions", "show", id}, []string{"2 layers, 70 positions", "w1", "w2"}},
+		{[]string{"sessions", "show", id}, []string{"2 layers in chain, 70 positions", "w1", "w2"}},
 		{[]string{"sessions", "show", id, "--output", "json"}, []string{`"lengths": [`, `"groups": [`}},
 		{[]string{"sessions", "drop", id}, []string{id + " is dropped"}},
 	} {
