@@ -32,6 +32,7 @@ type Options struct {
 	Command  string        // the program coord
 	Load     time.Duration // how long the load lasts
 	Sessions int64         // how many sessions have to be through before it ends, also beyond Load
+	Refusals int64         // how many calls have to be refused by then
 	Memory   int64         // of the worker, --memory
 	Limit    int64         // of its memory group; 0 is none
 	Ordinary int           // clients
@@ -155,7 +156,7 @@ func load(ctx context.Context, o Options, r *Result, cluster *localcluster.Clust
 				return err
 			}
 			r.Largest = max(r.Largest, now)
-			if time.Now().After(end) && seen.sessions.Load() >= o.Sessions && (o.Filling == 0 || seen.full.Load() > 0) {
+			if time.Now().After(end) && seen.sessions.Load() >= o.Sessions && seen.refused.Load() >= o.Refusals && (o.Filling == 0 || seen.full.Load() > 0) {
 				cancel()
 				return nil
 			}

@@ -17,12 +17,12 @@ func TestSoak(t *testing.T) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	o := Default()
-	o.Command, o.Load, o.Log, o.Sessions = bin, 20*time.Second, os.Stderr, 1
+	o.Command, o.Load, o.Log, o.Sessions, o.Refusals = bin, 20*time.Second, os.Stderr, 1, 1
 	o.Memory, o.Limit = 256<<20, 512<<20 // less to fill than in make soak
 	if testing.Short() {
 		o.Load = 5 * time.Second
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // far more than one session takes
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // far more than one session and one refusal take
 	defer cancel()
 	r, err := Run(ctx, o)
 	if err != nil {
