@@ -115,6 +115,8 @@ func missed(epoch *headwaterv1.Epoch, holders []*headwaterv1.Holder, err error) 
 
 // Stale returns the states of workers that were left out of a session: they do not hold it any more, and what they have of it is of
 // no use. There are none while holders are being exchanged, nor if other workers hold the session under a complete epoch of their own.
+// Those of an epoch above the current one were left out by nobody: the session went on twice, and they may have what was acknowledged
+// there.
 func Stale(h *Holding, current, all []*headwaterv1.SessionState) []*headwaterv1.SessionState {
 	if h.closed || len(current) == 0 {
 		return nil
@@ -128,7 +130,9 @@ func Stale(h *Holding, current, all []*headwaterv1.SessionState) []*headwaterv1.
 	if len(complete(all)) > 1 {
 		return nil
 	}
-	return slices.DeleteFunc(all, func(s *headwaterv1.SessionState) bool { return slices.Contains(current, s) })
+	return slices.DeleteFunc(all, func(s *headwaterv1.SessionState) bool {
+		return slices.Contains(current, s) || compareEpochs(s.GetEpoch(), top) > 0
+	})
 }
 
 func compareEpochs(a, b *headwaterv1.Epoch) int {

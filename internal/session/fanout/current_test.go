@@ -9,8 +9,10 @@ import (
 
 	"google.golang.org/grpc"
 
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session/fanout"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // exchanged is a session whose lane knows that w1 and w2 hold it, and that w2 and w3 hold since, under epoch 3.
@@ -94,5 +96,37 @@ func TestWhatHoldersSayGoesBeforeOnlyIfItIsNews(t *testing.T) {
 	}
 	if h, err := asker.conns.LocateNow(t.Context(), p.id, known); err != nil || h.Counter() != 9 {
 		t.Errorf("%v, %v", h, err)
+	}
+}
+
+// TestOnlyWhatWasLeftOutIsStale: what a worker has of an older epoch that the session's goes beyond, and not what it has of a later one
+// that has not come to all of its workers, nor of a complete one.
+func TestOnlyWhatWasLeftOutIsStale(t *testing.T) {
+	layers := []shard.LayerSpec{shape(6, 3, 8, 8)}
+	all := []uint32{0, 1, 2}
+	for _, test := range []struct {
+		name   string
+		states []*headwaterv1.SessionState
+		want   []string
+	}{
+		{"left out", []*headwaterv1.SessionState{told("a", 4, []string{"a", "b"}, all), told("b", 4, []string{"a", "b"}, all), told("c", 3, []string{"a", "c"}, all)}, []string{"c"}},
+		{"goes on twice", []*headwaterv1.SessionState{told("a", 4, []string{"a", "b"}, all), told("b", 4, []string{"a", "b"}, all), told("c", 3, []string{"c"}, all)}, nil},
+		{"goes on twice, and the later side gets a copy", []*headwaterv1.SessionState{told("a", 4, []string{"a"}, all), told("b", 6, []string{"b", "c"}, all), told("c", 5, []string{"b"}, all)}, nil},
+		{"the later side has lost a worker", []*headwaterv1.SessionState{told("a", 4, []string{"a"}, all), told("b", 6, []string{"b", "c"}, all)}, nil},
+	} {
+		for _, s := range test.states {
+			s.Config = &headwaterv1.SessionConfig{Layers: layerproto.SessionLayers(layers)}
+		}
+		h, current, err := fanout.Current(test.states)
+		if err != nil {
+			t.Fatalf("%s: %v", test.name, err)
+		}
+		var stale []string
+		for _, s := range fanout.Stale(h, current, test.states) {
+			stale = append(stale, s.GetHolders()[0].GetName())
+		}
+		if !slices.Equal(stale, test.want) {
+			t.Errorf("%s: %v are stale, not %v", test.name, stale, test.want)
+		}
 	}
 }
