@@ -12,8 +12,8 @@ import (
 const (
 	// heapBytes is what the heap may take beside the budget: the runtime, stacks, and messages that need no reservation. The
 	// program's code, of which the collector does not know, comes on top.
-	heapBytes = 56 << 20
-	leastHeap = 48 << 20
+	heapBytes = 48 << 20
+	leastHeap = 40 << 20
 	// leastStep is the least that pages take before the heap's limit is looked at again.
 	leastStep = 8 << 20
 	// Memory is given back once fewer than quietBytes are in flight after there were more than busyBytes. A client's small steps
