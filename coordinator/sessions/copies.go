@@ -436,6 +436,7 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 		holds := slices.ContainsFunc(h.Holders(), func(o *fanout.Holder) bool { return o.Name == w.Name })
 		switch {
 		case w.Err != nil:
+		case p.goesOnAt(w.Name, states): // it takes no copy in the place of what it has
 		case !w.Said.GetDraining():
 			places = append(places, w)
 		case holds:
@@ -469,6 +470,14 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 	}
 	k.note(id, p.lacking, false)
 	return p
+}
+
+// goesOnAt reports whether a worker is told to have another side of the session, which nobody frees.
+func (p *plan) goesOnAt(name string, states []*headwaterv1.SessionState) bool {
+	return slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
+		return !slices.Contains(p.current, s) && !slices.Contains(p.stale, s) &&
+			slices.ContainsFunc(s.GetHolders(), func(o *headwaterv1.Holder) bool { return o.GetName() == name })
+	})
 }
 
 // act does one thing of a plan, and reports whether there was one that could be done.

@@ -4,6 +4,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	"headwater.example/coordinator/workers"
 	"headwater.example/internal/membership"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -79,5 +82,27 @@ func TestAWorkerThatHasNotJoinedYetIsNotLost(t *testing.T) {
 	}
 	if now = now.Add(joinTime); k.awaits(of("w1", "w2")) {
 		t.Error("it is awaited for ever")
+	}
+}
+
+// TestACopyGoesWhereNoOtherSideIs: of a session that goes on twice, workers of the other side keep what they have and refuse a copy, so
+// that it is made elsewhere.
+func TestACopyGoesWhereNoOtherSideIs(t *testing.T) {
+	layers := []*headwaterv1.SessionLayer{{NHeads: 2, NKvHeads: 1, HeadDim: 8, VDim: 8, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1}}
+	state := func(name string, counter uint64, members ...string) *headwaterv1.SessionState {
+		return &headwaterv1.SessionState{
+			Epoch:   &headwaterv1.Epoch{Counter: counter, Lane: []byte{1}, Members: members},
+			Config:  &headwaterv1.SessionConfig{Layers: layers, Replicas: proto.Uint32(1)},
+			Holders: []*headwaterv1.Holder{{Name: name, Layers: []*headwaterv1.HeldLayer{{Groups: []uint32{0}}}}},
+		}
+	}
+	worker := func(name string, memory uint64) workers.Description {
+		return workers.Description{Member: membership.Member{Name: name}, Said: &headwaterv1.DescribeResponse{BudgetBytes: memory, Weight: 1}}
+	}
+	k := New(Config{View: membership.Static(nil), Now: time.Now}).copies
+	described := []workers.Description{worker("w1", 1<<30), worker("w2", 1<<40), worker("w3", 1<<30)}
+	p := k.plan([16]byte{1}, []*headwaterv1.SessionState{state("w1", 4, "w1"), state("w2", 6, "w2", "w9")}, described)
+	if p == nil || p.target == nil || p.target.Name != "w3" || len(p.stale) > 0 {
+		t.Errorf("got %+v", p)
 	}
 }
