@@ -311,11 +311,9 @@ func (h *held) intercept(srv any, stream grpc.ServerStream, _ *grpc.StreamServer
 	return handle(srv, heldStream{stream, h})
 }
 
-func TestCancel(t *testing.T) {
-	h := newHeld()
-	c := startCluster(t, clusterOptions{workers: []workerOptions{{stream: h.intercept}}})
-	path := variety(t)
-	var ids []string
+// two submits a file as two jobs, of which the first runs, held, and the second waits for its turn.
+func (c *cluster) two(t *testing.T, path string, h *held) (ids []string) {
+	t.Helper()
 	for range 2 {
 		job, err := c.Submit(t.Context(), client.SubmitOptions{Path: path})
 		if err != nil {
@@ -323,7 +321,15 @@ func TestCancel(t *testing.T) {
 		}
 		ids = append(ids, job.ID)
 	}
-	<-h.arrived // the first runs, the second waits for its turn
+	<-h.arrived
+	return ids
+}
+
+func TestCancel(t *testing.T) {
+	h := newHeld()
+	c := startCluster(t, clusterOptions{workers: []workerOptions{{stream: h.intercept}}})
+	path := variety(t)
+	ids := c.two(t, path, h)
 	for _, id := range []string{ids[1], ids[0], ids[0]} {
 		job, err := c.Cancel(t.Context(), id)
 		if err != nil || job.State != client.JobCancelled {

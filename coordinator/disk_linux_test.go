@@ -240,15 +240,7 @@ func TestFullDiskRefusesNewJobsAndKeepsAccepted(t *testing.T) {
 	var log lines
 	config := coordinator.Config{DataDir: data, RoomPause: 10 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(&log, nil))}
 	c := startCluster(t, clusterOptions{workers: []workerOptions{{stream: h.intercept}}, config: config})
-	var ids []string
-	for range 2 {
-		job, err := c.Submit(t.Context(), client.SubmitOptions{Path: path})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, job.ID)
-	}
-	<-h.arrived // the first runs, the second waits
+	ids := c.two(t, path, h)
 	ballast := fill(t, data)
 	_, err := c.Submit(t.Context(), client.SubmitOptions{Path: path})
 	if status.Code(unwrapAll(err)) != codes.ResourceExhausted || !strings.Contains(err.Error(), "disk is full") || strings.Contains(err.Error(), "\n") {
@@ -295,15 +287,7 @@ func TestACancellationOnAFullDiskWaitsForRoom(t *testing.T) {
 	path, data, h := variety(t), smallDisk(t, "16m"), newHeld()
 	config := coordinator.Config{DataDir: data, RoomPause: 10 * time.Millisecond}
 	c := startCluster(t, clusterOptions{workers: []workerOptions{{stream: h.intercept}}, config: config})
-	var ids []string
-	for range 2 {
-		job, err := c.Submit(t.Context(), client.SubmitOptions{Path: path})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, job.ID)
-	}
-	<-h.arrived // the first runs, the second waits
+	ids := c.two(t, path, h)
 	// That its file is removed gives no room, as if somebody else took it at once.
 	if err := os.Link(filepath.Join(data, "jobs", ids[1]+".safetensors"), filepath.Join(data, "other")); err != nil {
 		t.Fatal(err)
