@@ -98,18 +98,14 @@ func TestStepsOfAPlainLaneThatCameTogetherAreDoneTogether(t *testing.T) {
 	for _, s := range []*sequence{one, two} {
 		s.create(t, p, d)
 	}
-	conn := p.plain(t, d.id)
-	for i := range 10 {
-		s := []*sequence{one, two}[i%2]
-		m := s.draw(t, 0, 1, 1, false)
-		tell(t, conn, m)
-		r := told(t, conn)
-		s.apply(m)
-		s.check(t, m, r)
-	}
+	// What Acquired does is set before the lane is there: nothing but the socket orders the test and the lane's goroutines.
+	var together atomic.Bool
 	var kernels atomic.Int32
 	both := make(chan struct{})
 	p.m.Acquired = func(context.Context) {
+		if !together.Load() {
+			return
+		}
 		if kernels.Add(1) == 2 {
 			close(both)
 		}
@@ -119,6 +115,16 @@ func TestStepsOfAPlainLaneThatCameTogetherAreDoneTogether(t *testing.T) {
 			t.Error("the second step waits for the first")
 		}
 	}
+	conn := p.plain(t, d.id)
+	for i := range 10 {
+		s := []*sequence{one, two}[i%2]
+		m := s.draw(t, 0, 1, 1, false)
+		tell(t, conn, m)
+		r := told(t, conn)
+		s.apply(m)
+		s.check(t, m, r)
+	}
+	together.Store(true)
 	moves := []*move{one.draw(t, 0, 1, 1, false), two.draw(t, 0, 1, 1, false)}
 	tell(t, conn, moves...)
 	for range moves {
@@ -137,12 +143,12 @@ func TestAClientOfAPlainLaneIsGoneInTheMiddleOfAStep(t *testing.T) {
 	defer d.cancel()
 	s := newSequence(1, simpleLayer(headwaterv1.StorageType_STORAGE_TYPE_F32))
 	s.create(t, p, d)
-	conn := p.plain(t, d.id)
 	began, gone := make(chan struct{}), make(chan struct{})
-	p.m.Acquired = func(context.Context) {
+	p.m.Acquired = func(context.Context) { // set before the lane is there, which only the socket orders after the test
 		close(began)
 		<-gone
 	}
+	conn := p.plain(t, d.id)
 	m := s.draw(t, 0, 1, 1, false)
 	tell(t, conn, m)
 	<-began
