@@ -216,8 +216,8 @@ func newSession(m *headwaterv1.SessionState) SessionState {
 	}
 	for _, l := range m.GetConfig().GetLayers() {
 		s.Stripes = append(s.Stripes, max(int(l.GetStripes()), 1))
-		s.Arithmetics = append(s.Arithmetics, layerproto.ReadArithmetic(l.GetArithmetic()))
 	}
+	s.Arithmetics = readArithmetics(m.GetConfig())
 	for _, h := range m.GetHolders() {
 		one := Holder{Name: h.GetName(), Address: h.GetAddress(), Boot: h.GetBoot(), PageBytes: h.GetPageBytes(), OwnBytes: h.GetOwnBytes()}
 		for _, l := range h.GetLayers() {
@@ -234,6 +234,14 @@ func newSession(m *headwaterv1.SessionState) SessionState {
 		s.Holders = append(s.Holders, one)
 	}
 	return s
+}
+
+// readArithmetics are those of a session's layers.
+func readArithmetics(config *headwaterv1.SessionConfig) (all []attention.Arithmetic) {
+	for _, l := range config.GetLayers() {
+		all = append(all, layerproto.ReadArithmetic(l.GetArithmetic()))
+	}
+	return all
 }
 
 // SessionList has the sessions of a cluster.

@@ -104,7 +104,7 @@ func TestASessionIsWatchedAlsoAfterItsWorkerIsGone(t *testing.T) {
 	}()
 	before := s.next(group, 0)
 	m, err := c.coordinator.Map(t.Context(), s.session.ID().String())
-	if err != nil || m.Layers[0].Copies[group] != 1 {
+	if err != nil || m.Layers[0].Copies[group] != 1 || m.Layers[0].Arithmetic != "chain" {
 		t.Fatalf("the map is %+v, %v", m, err)
 	}
 	for _, w := range c.workers {

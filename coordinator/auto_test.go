@@ -16,6 +16,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/client"
 	"headwater.example/coordinator"
+	"headwater.example/internal/jobfile"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
@@ -286,6 +287,11 @@ func autoJob(t *testing.T, options string) string {
 
 const autoOptions = `{"arithmetic":"auto","problems":{"layers.2.":{"arithmetic":"tiles-bf16"}}}`
 
+// sameOnes says whether both have the same arithmetics, each once.
+func sameOnes(a, b []attention.Arithmetic) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+}
+
 // TestAutoOfAJobSuitsAllWorkers: its result, and what is said of it, are those of the job that names what was taken.
 func TestAutoOfAJobSuitsAllWorkers(t *testing.T) {
 	for _, has := range [][]bool{{true, true}, {true, false}} {
@@ -300,6 +306,22 @@ func TestAutoOfAJobSuitsAllWorkers(t *testing.T) {
 		same(t, taken.String(), want, got)
 		if !slices.Contains(job.Arithmetics, taken) || !slices.Equal(job.Arithmetics, wanted.Arithmetics) {
 			t.Errorf("%v: the job says %v, the one that names it %v", has, job.Arithmetics, wanted.Arithmetics)
+		}
+		var plan struct {
+			Layers []struct{ Arithmetic string }
+		}
+		if err := json.Unmarshal(job.Report.Plan, &plan); err != nil {
+			t.Fatal(err)
+		}
+		var planned []string
+		for _, l := range plan.Layers {
+			planned = append(planned, l.Arithmetic)
+		}
+		if !slices.Equal(planned, []string{taken.String(), taken.String(), "tiles-bf16", "chain"}) {
+			t.Errorf("%v: the plan says %v", has, planned)
+		}
+		if said := jobfile.ResultArithmetics(got.Metadata()); !sameOnes(said, job.Arithmetics) {
+			t.Errorf("%v: the result says %v, the job %v", has, said, job.Arithmetics)
 		}
 		// Overrides leave the choice, too, and win over the file's.
 		_, over := c.run(t, client.SubmitOptions{Path: autoJob(t, `{"arithmetic":"tiles-bf16","problems":{"layers.3.":{"arithmetic":"chain"}}}`), Overrides: []byte(autoOptions)})

@@ -9,6 +9,7 @@ import (
 
 	"headwater.example/coordinator/jobs"
 	"headwater.example/internal/dashboard"
+	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -53,9 +54,14 @@ func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) 
 	}
 	s.SessionsLeft = len(list.GetSessions()) > shownSessions
 	for _, j := range listed.GetJobs()[:min(len(listed.GetJobs()), shownJobs)] {
-		s.Jobs = append(s.Jobs, dashboard.Job{
+		one := dashboard.Job{
 			ID: j.GetId(), Name: j.GetName(), State: jobs.StateName(j.GetState()), Phase: j.GetProgress().GetPhase(), Error: j.GetError(), Done: doneOf(j),
-		})
+			Arithmetics: []string{},
+		}
+		for _, a := range j.GetArithmetics() {
+			one.Arithmetics = append(one.Arithmetics, layerproto.ReadArithmetic(a).String())
+		}
+		s.Jobs = append(s.Jobs, one)
 	}
 	s.JobsLeft = len(listed.GetJobs()) - len(s.Jobs)
 	for _, e := range c.config.Observe.Events() {
@@ -146,6 +152,7 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 	}
 	for l, groups := range shards.Held {
 		layer := &m.Layers[l]
+		layer.Arithmetic = shards.Layers[l].Arithmetic().String()
 		if layer.Heads = shards.Layers[l].Heads; shards.Layers[l].Striped() {
 			layer.Stripes = shards.Layers[l].Stripes
 		}

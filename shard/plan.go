@@ -5,6 +5,8 @@ import (
 	"errors"
 	"slices"
 	"sort"
+
+	"headwater.example/attention"
 )
 
 // ErrOtherGeometry is returned for a previous plan that was made for other layers.
@@ -154,13 +156,17 @@ func (p *Plan) Idle() []string {
 
 // MarshalJSON writes the plan as an object of epoch, workers, idle and layers; each layer has its shape and the groups
 // of each worker that owns any. Equal plans give equal bytes.
-func (p *Plan) MarshalJSON() ([]byte, error) {
+func (p *Plan) MarshalJSON() ([]byte, error) { return p.JSON(nil) }
+
+// JSON is MarshalJSON that also says of each layer in which arithmetic it is computed: there is one for each, or arithmetics is nil.
+func (p *Plan) JSON(arithmetics []attention.Arithmetic) ([]byte, error) {
 	type layer struct {
-		Heads   int                `json:"n_heads"`
-		KVHeads int                `json:"n_kv_heads"`
-		HeadDim int                `json:"head_dim"`
-		VDim    int                `json:"v_dim"`
-		Groups  map[string][]Group `json:"groups"` // encoding/json writes keys sorted
+		Heads      int                `json:"n_heads"`
+		KVHeads    int                `json:"n_kv_heads"`
+		HeadDim    int                `json:"head_dim"`
+		VDim       int                `json:"v_dim"`
+		Arithmetic string             `json:"arithmetic,omitempty"`
+		Groups     map[string][]Group `json:"groups"` // encoding/json writes keys sorted
 	}
 	plan := struct {
 		Epoch   Epoch    `json:"epoch"`
@@ -177,7 +183,10 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 			name := p.workers[o].Name
 			groups[name] = append(groups[name], Group(g))
 		}
-		plan.Layers[l] = layer{s.Heads, s.KVHeads, s.HeadDim, s.VDim, groups}
+		plan.Layers[l] = layer{Heads: s.Heads, KVHeads: s.KVHeads, HeadDim: s.HeadDim, VDim: s.VDim, Groups: groups}
+		if arithmetics != nil {
+			plan.Layers[l].Arithmetic = arithmetics[l].String()
+		}
 	}
 	return json.Marshal(plan)
 }

@@ -50,8 +50,8 @@ func (u *upload) taken(parsed *jobfile.Job, a attention.Arithmetic) (*jobfile.Jo
 
 // arithmetics are those of a job's problems.
 func arithmetics(j *jobfile.Job) (all []headwaterv1.Arithmetic) {
-	for i := range j.Problems {
-		if a := layerproto.Arithmetic(j.Problems[i].Arithmetic); !slices.Contains(all, a) {
+	for _, one := range j.Arithmetics() {
+		if a := layerproto.Arithmetic(one); !slices.Contains(all, a) {
 			all = append(all, a)
 		}
 	}

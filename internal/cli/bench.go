@@ -310,11 +310,14 @@ func answering(status *client.Status) (all []client.WorkerStatus) {
 
 // header are the columns of a measurement. In Markdown those that name what was measured are folded where all rows are alike.
 func (f *benchFlags) header(cases []bench.Case) []column {
-	header := columns("test", "geometry", "kv", "codec", "way", "workers", "batch", "positions", "±tokens/s", ">p50 ms", ">p99 ms", ">p99.9 ms", ">KV GB/s", ">GFLOP/s", ">in kernel")
+	header := columns("test", "geometry", "kv", "arithmetic", "codec", "way", "workers", "batch", "positions", "±tokens/s", ">p50 ms", ">p99 ms", ">p99.9 ms", ">KV GB/s", ">GFLOP/s", ">in kernel")
 	// Rates of one layer are easily taken for a model's.
 	header[slices.IndexFunc(header, func(c column) bool { return c.spread })].aside = "(" + plural(f.layers, "layer") + ")"
 	all := len(cases)
 	fold(header, func(name string) bool {
+		if name == "arithmetic" {
+			return true // kv has it where it is not chain
+		}
 		same := 0
 		for _, c := range cases {
 			if describe(c, name) == describe(cases[0], name) {
@@ -322,7 +325,7 @@ func (f *benchFlags) header(cases []bench.Case) []column {
 			}
 		}
 		return same == all
-	}, "geometry", "kv", "codec", "way", "workers", "batch")
+	}, "geometry", "kv", "arithmetic", "codec", "way", "workers", "batch")
 	return header
 }
 
@@ -355,7 +358,7 @@ func describe(c bench.Case, name string) string {
 func (f *benchFlags) heading(cases []bench.Case, answering []client.WorkerStatus) []string {
 	words := []string{fmt.Sprintf("headwater %s, %s of kernel %s with %s", programVersion, plural(len(answering), "worker"), kernels(answering), threads(answering))}
 	for _, c := range f.header(cases) {
-		if c.folded {
+		if c.folded && c.name != "arithmetic" {
 			words = append(words, describe(cases[0], c.name))
 		}
 	}
@@ -449,7 +452,7 @@ func benchCells(r *bench.Row, all int) []any {
 		test = fmt.Sprintf("load %s/s", strconv.FormatFloat(r.Rate, 'f', -1, 64))
 	}
 	return []any{
-		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), storedAs(r.Case), codecName(r.Case), way, workers, r.Batch, r.Positions,
+		test, fmt.Sprintf("%dx %d/%d d %d", r.Layers, r.Heads, r.KVHeads, r.HeadDim), storedAs(r.Case), r.Arithmetic.String(), codecName(r.Case), way, workers, r.Batch, r.Positions,
 		spread{mean, deviation, known},
 		ms(0.5), ms(0.99), ms(0.999), rate, r.FlopsPerSecond() / 1e9, in,
 	}

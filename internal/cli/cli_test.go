@@ -304,7 +304,7 @@ func FuzzPlanArguments(f *testing.F) {
 		if cmd.Flags().Set("heads", "1") != nil || cmd.Flags().Set("kv-heads", "1") != nil {
 			t.Fatal("flags are gone")
 		}
-		geometry, err := flags.geometry(cmd)
+		geometry, _, err := flags.geometry(cmd)
 		if err != nil {
 			return
 		}
@@ -312,7 +312,11 @@ func FuzzPlanArguments(f *testing.F) {
 		if err != nil {
 			return
 		}
-		drawn, err := drawPlan(plan)
+		text, err := plan.JSON(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		drawn, err := drawPlan(text)
 		if err != nil {
 			t.Fatalf("a plan that was made can not be read: %v", err)
 		}

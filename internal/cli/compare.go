@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"headwater.example/attention"
 	"headwater.example/internal/accuracy"
+	"headwater.example/internal/jobfile"
 	"headwater.example/tensor"
 )
 
@@ -24,6 +28,15 @@ func withFiles(first, second string, do func(a, b *tensor.File) error) error {
 	return errors.Join(do(a, b), a.Close(), b.Close())
 }
 
+// names are arithmetics as scripts read them.
+func names(arithmetics []attention.Arithmetic) []string {
+	all := []string{}
+	for _, one := range arithmetics {
+		all = append(all, one.String())
+	}
+	return all
+}
+
 func (a *app) diff() *cobra.Command {
 	return &cobra.Command{
 		Use: "diff RESULT RESULT", Short: "Compare the tensors of two results bit for bit", Args: exactly("RESULT", "RESULT"),
@@ -36,21 +49,7 @@ func (a *app) diff() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if a.json() {
-					if differences == nil {
-						differences = []accuracy.Difference{}
-					}
-					err = a.printJSON(map[string]any{"equal": len(differences) == 0, "differences": differences, "compared_bytes": compared})
-				} else {
-					for _, d := range differences {
-						if err = a.say("tensor \"%s\": %s\n", d.Tensor, d.Rule); err != nil {
-							return err
-						}
-					}
-					if len(differences) == 0 {
-						err = a.say("%s and %s are equal bit for bit: %d tensors, %s\n", args[0], args[1], len(first.Names()), sizeOf(compared))
-					}
-				}
+				err = a.printDifferences(first, second, differences, compared)
 				if err == nil && len(differences) > 0 {
 					err = differsError{fmt.Errorf("%s and %s differ in %d tensors", args[0], args[1], len(differences))}
 				}
@@ -58,6 +57,31 @@ func (a *app) diff() *cobra.Command {
 			})
 		},
 	}
+}
+
+// printDifferences prints what Diff found, and in which arithmetics the results are if these differ.
+func (a *app) printDifferences(first, second *tensor.File, differences []accuracy.Difference, compared int64) error {
+	sums := [2][]string{names(jobfile.ResultArithmetics(first.Metadata())), names(jobfile.ResultArithmetics(second.Metadata()))}
+	if a.json() {
+		if differences == nil {
+			differences = []accuracy.Difference{}
+		}
+		return a.printJSON(map[string]any{"equal": len(differences) == 0, "differences": differences, "compared_bytes": compared, "arithmetics": sums})
+	}
+	for _, d := range differences {
+		if err := a.say("tensor \"%s\": %s\n", d.Tensor, d.Rule); err != nil {
+			return err
+		}
+	}
+	if len(sums[0]) > 0 && len(sums[1]) > 0 && !slices.Equal(sums[0], sums[1]) {
+		if err := a.say("%s is of arithmetic %s, %s of %s\n", first.Path(), strings.Join(sums[0], " and "), second.Path(), strings.Join(sums[1], " and ")); err != nil {
+			return err
+		}
+	}
+	if len(differences) > 0 {
+		return nil
+	}
+	return a.say("%s and %s are equal bit for bit: %d tensors, %s\n", first.Path(), second.Path(), len(first.Names()), sizeOf(compared))
 }
 
 func (a *app) check() *cobra.Command {

@@ -11,6 +11,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
+	"headwater.example/attention"
 	"headwater.example/internal/jobfile"
 	"headwater.example/shard"
 	"headwater.example/tensor"
@@ -38,7 +39,7 @@ func (a *app) plan() *cobra.Command {
   coord plan --heads 9 --kv-heads 3 --layers 30 --workers 3 --from 2
   coord plan --heads 32 --kv-heads 8 --layers 32 --context 8192 --compare`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			geometry, err := f.geometry(cmd)
+			geometry, arithmetics, err := f.geometry(cmd)
 			if err != nil {
 				return err
 			}
@@ -49,10 +50,14 @@ func (a *app) plan() *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			if a.json() {
-				return a.printJSON(plan)
+			text, err := plan.JSON(arithmetics)
+			if err != nil {
+				return fmt.Errorf("write the plan: %w", err)
 			}
-			drawn, err := drawPlan(plan)
+			if a.json() {
+				return a.printJSON(json.RawMessage(text))
+			}
+			drawn, err := drawPlan(text)
 			if err != nil {
 				return err
 			}
@@ -82,27 +87,27 @@ func (a *app) plan() *cobra.Command {
 	return cmd
 }
 
-// geometry is the one of the job file, or of the flags.
-func (f *planFlags) geometry(cmd *cobra.Command) (*shard.Geometry, error) {
+// geometry is the one of the job file with its arithmetics, or of the flags, which name none.
+func (f *planFlags) geometry(cmd *cobra.Command) (*shard.Geometry, []attention.Arithmetic, error) {
 	if f.job != "" {
 		for _, name := range []string{"heads", "kv-heads", "head-dim", "v-dim", "layers"} {
 			if cmd.Flags().Changed(name) {
-				return nil, usage("--job gives the geometry: leave out --%s", name)
+				return nil, nil, usage("--job gives the geometry: leave out --%s", name)
 			}
 		}
 		file, err := tensor.Open(f.job)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		defer file.Close()
 		parsed, err := jobfile.Parse(file, nil)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return parsed.Geometry(), nil
+		return parsed.Geometry(), parsed.Arithmetics(), nil
 	}
 	if !cmd.Flags().Changed("heads") {
-		return nil, usage("give --heads or --job, the geometry to plan for")
+		return nil, nil, usage("give --heads or --job, the geometry to plan for")
 	}
 	if !cmd.Flags().Changed("kv-heads") {
 		f.kvHeads = f.heads
@@ -111,13 +116,13 @@ func (f *planFlags) geometry(cmd *cobra.Command) (*shard.Geometry, error) {
 		f.vDim = f.headDim
 	}
 	if f.layers < 1 || f.layers > shard.MaxLayers {
-		return nil, usage("--layers is %d, must be from 1 to %d", f.layers, shard.MaxLayers)
+		return nil, nil, usage("--layers is %d, must be from 1 to %d", f.layers, shard.MaxLayers)
 	}
 	geometry, err := shard.NewGeometry(slices.Repeat([]shard.LayerShape{{Heads: f.heads, KVHeads: f.kvHeads, HeadDim: f.headDim, VDim: f.vDim}}, f.layers))
 	if err != nil {
-		return nil, usageError{err}
+		return nil, nil, usageError{err}
 	}
-	return geometry, nil
+	return geometry, nil, nil
 }
 
 // plans makes the plan, after that of the workers before where there are some.
@@ -168,19 +173,16 @@ type drawnPlan struct {
 }
 
 type drawnLayer struct {
-	Heads   int `json:"n_heads"`
-	KVHeads int `json:"n_kv_heads"`
-	HeadDim int `json:"head_dim"`
-	VDim    int `json:"v_dim"`
-	Groups  map[string][]int
+	Heads      int    `json:"n_heads"`
+	KVHeads    int    `json:"n_kv_heads"`
+	HeadDim    int    `json:"head_dim"`
+	VDim       int    `json:"v_dim"`
+	Arithmetic string // auto of a job file, for which none is taken before it is submitted; empty where it is not known
+	Groups     map[string][]int
 }
 
-// drawPlan reads a plan, or the JSON of one that a report brought.
-func drawPlan(plan any) (*drawnPlan, error) {
-	text, err := json.Marshal(plan)
-	if err != nil {
-		return nil, fmt.Errorf("write the plan: %w", err)
-	}
+// drawPlan reads the JSON of a plan.
+func drawPlan(text []byte) (*drawnPlan, error) {
 	var drawn drawnPlan
 	if err := json.Unmarshal(text, &drawn); err != nil {
 		return nil, fmt.Errorf("read the plan: %w", err)
@@ -195,11 +197,12 @@ func drawPlan(plan any) (*drawnPlan, error) {
 
 func (l drawnLayer) equal(other drawnLayer) bool {
 	return l.Heads == other.Heads && l.KVHeads == other.KVHeads && l.HeadDim == other.HeadDim && l.VDim == other.VDim &&
+		l.Arithmetic == other.Arithmetic &&
 		maps.EqualFunc(l.Groups, other.Groups, slices.Equal)
 }
 
 // printPlan prints the geometry, which worker owns which groups and query heads, layers that are alike together, and each
-// worker's load.
+// worker's load. The arithmetic stands beside the geometry, or beside each layer where there are several.
 func (a *app) printPlan(p *drawnPlan) error {
 	var alike [][]int // layers, by first
 	for i, layer := range p.Layers {
@@ -210,13 +213,18 @@ func (a *app) printPlan(p *drawnPlan) error {
 		}
 		alike[at] = append(alike[at], i)
 	}
-	t := a.newTable(p.geometry(), "layers", "worker", "groups", "query heads", ">shards")
+	header := []string{"layers", "worker", "groups", "query heads", ">shards"}
+	several := len(p.arithmetics()) > 1
+	if several {
+		header = slices.Insert(header, 1, "arithmetic")
+	}
+	t := a.newTable(p.geometry(), header...)
 	loads := make(map[string]int)
 	total := 0
 	for _, layers := range alike {
 		first := p.Layers[layers[0]]
 		size := first.Heads / first.KVHeads
-		label := ranges(layers)
+		label, arithmetic := ranges(layers), first.Arithmetic
 		for _, worker := range p.Workers {
 			groups := first.Groups[worker.Name]
 			if len(groups) == 0 {
@@ -228,8 +236,12 @@ func (a *app) printPlan(p *drawnPlan) error {
 					heads = append(heads, g*size+h)
 				}
 			}
-			t.AppendRow(table.Row{label, a.narrow(worker.Name, nameWidth), ranges(groups), ranges(heads), len(groups) * len(layers)})
-			label = ""
+			row := table.Row{label, a.narrow(worker.Name, nameWidth), ranges(groups), ranges(heads), len(groups) * len(layers)}
+			if several {
+				row = slices.Insert(row, 1, any(arithmetic))
+			}
+			t.AppendRow(row)
+			label, arithmetic = "", ""
 			loads[worker.Name] += len(groups) * len(layers)
 			total += len(groups) * len(layers)
 		}
@@ -264,7 +276,20 @@ func (p *drawnPlan) geometry() string {
 	if len(shapes) != 1 {
 		shape = fmt.Sprintf("%d different shapes", len(shapes))
 	}
+	if names := p.arithmetics(); len(names) > 0 {
+		shape += ", arithmetic " + strings.Join(names, " and ")
+	}
 	return fmt.Sprintf("%s: %s;\n%s on %s, epoch %d", plural(len(p.Layers), "layer"), shape, plural(shards, "shard"), plural(len(p.Workers), "worker"), p.Epoch)
+}
+
+// arithmetics are those of the layers, each once.
+func (p *drawnPlan) arithmetics() (names []string) {
+	for _, l := range p.Layers {
+		if l.Arithmetic != "" && !slices.Contains(names, l.Arithmetic) {
+			names = append(names, l.Arithmetic)
+		}
+	}
+	return names
 }
 
 func (a *app) printMoves(moves []shard.Move, shards int) error {

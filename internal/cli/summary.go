@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -60,7 +59,7 @@ func (a *app) printJob(job *client.Job, out string) error {
 	}
 	report := &job.Report
 	if len(report.Plan) > 0 {
-		plan, err := drawPlan(json.RawMessage(report.Plan))
+		plan, err := drawPlan(report.Plan)
 		if err != nil {
 			return err
 		}

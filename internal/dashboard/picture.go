@@ -82,12 +82,13 @@ type Session struct {
 
 // Job is one job.
 type Job struct {
-	ID    string  `json:"id"`
-	Name  string  `json:"name"`
-	State string  `json:"state"`
-	Phase string  `json:"phase"`
-	Error string  `json:"error,omitempty"`
-	Done  float64 `json:"done"` // 0 to 1
+	ID          string   `json:"id"`
+	Name        string   `json:"name"`
+	State       string   `json:"state"`
+	Phase       string   `json:"phase"`
+	Error       string   `json:"error,omitempty"`
+	Done        float64  `json:"done"`        // 0 to 1
+	Arithmetics []string `json:"arithmetics"` // of its problems, each once
 }
 
 // Event is something that happened to the cluster.
@@ -117,8 +118,9 @@ type Holder struct {
 
 // Layer is one layer of a map.
 type Layer struct {
-	Heads   int   `json:"heads"`             // query heads
-	Owner   []int `json:"owner"`             // by group, the index among the holders of the one that answers; -1 is nobody
-	Copies  []int `json:"copies"`            // by group, the holders beside it
-	Stripes int   `json:"stripes,omitempty"` // in which each group is held: owner and copies are by group and stripe then
+	Heads      int    `json:"heads"` // query heads
+	Arithmetic string `json:"arithmetic"`
+	Owner      []int  `json:"owner"`             // by group, the index among the holders of the one that answers; -1 is nobody
+	Copies     []int  `json:"copies"`            // by group, the holders beside it
+	Stripes    int    `json:"stripes,omitempty"` // in which each group is held: owner and copies are by group and stripe then
 }

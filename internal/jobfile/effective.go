@@ -2,7 +2,9 @@ package jobfile
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"slices"
 
 	"headwater.example/attention"
 )
@@ -103,4 +105,30 @@ func marshal(v any) []byte {
 		panic("jobfile: marshaling options: " + err.Error())
 	}
 	return b
+}
+
+// ResultArithmetics are those that a result's metadata names for its problems, each once; none where it tells of no problems.
+func ResultArithmetics(metadata map[string]string) (all []attention.Arithmetic) {
+	type named struct {
+		Arithmetic string `json:"arithmetic"`
+	}
+	var told struct {
+		Options struct {
+			named
+			Problems map[string]named `json:"problems"`
+		} `json:"options"`
+		Problems []struct {
+			Prefix string `json:"prefix"`
+		} `json:"problems"`
+	}
+	if json.Unmarshal([]byte(metadata["headwater"]), &told) != nil {
+		return nil
+	}
+	for _, p := range told.Problems {
+		name := cmp.Or(told.Options.Problems[p.Prefix].Arithmetic, told.Options.Arithmetic, attention.Chain.String())
+		if a, err := attention.ParseArithmetic(name); err == nil && !slices.Contains(all, a) {
+			all = append(all, a)
+		}
+	}
+	return all
 }

@@ -233,6 +233,15 @@ func (j *Job) TokensOf(p *Problem) []string {
 // Geometry is the layers and groups to place, one layer for each problem.
 func (j *Job) Geometry() *shard.Geometry { return j.geometry }
 
+// Arithmetics are those of the problems, and so of the layers of Geometry.
+func (j *Job) Arithmetics() []attention.Arithmetic {
+	all := make([]attention.Arithmetic, len(j.Problems))
+	for i := range all {
+		all[i] = j.Problems[i].Arithmetic
+	}
+	return all
+}
+
 // Layout is that of the pages of keys and values. There is none while the arithmetic is attention.Auto.
 func (p *Problem) Layout() (attention.Layout, error) {
 	l, err := attention.NewLayout(p.Storage, p.Shape.HeadDim, p.Shape.VDim)

@@ -193,7 +193,7 @@ function jobs(s) {
     tr.querySelector(".end button").hidden = over;
     const said = j.state + (j.error ? ": " + j.error : j.state === "running" && j.phase ? ": " + j.phase : "");
     set(tr.children[1], said);
-    tr.children[1].title = said;
+    tr.children[1].title = j.arithmetics.length ? `${said}; arithmetic ${j.arithmetics.join(" and ")}` : said;
     tr.querySelector("progress").value = j.done;
   });
   set($("jobs-note"), s.jobs_left_out ? `${number(s.jobs_left_out)} older ones are not shown` : count(s.jobs.length, "job"));

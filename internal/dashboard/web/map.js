@@ -85,7 +85,8 @@ function paint() {
   const lacking = m.layers.reduce((n, layer) => n + layer.owner.filter((o, g) => o < 0 || layer.copies[g] < m.replicas).length, 0);
   const shards = m.layers.reduce((n, layer) => n + layer.owner.length, 0);
   const wants = m.replicas ? ` A + is a copy: each group is to have ${m.replicas}.` : "";
-  set($("map-note"), `${count(shards, "shard")} at ${count(m.holders.length, "worker")}` +
+  const sums = [...new Set(m.layers.map(layer => layer.arithmetic))].sort().join(" and ");
+  set($("map-note"), `${count(shards, "shard")} at ${count(m.holders.length, "worker")}, in arithmetic ${sums}` +
     (lacking ? `; ${count(lacking, "shard lacks", "shards lack")} ${m.replicas ? "holders" : "a holder"}.` : ".") + wants);
   $("map-note").classList.toggle("bad", lacking > 0);
   legend(m);

@@ -525,7 +525,7 @@ func (r *run) keep(l *stream, lost bool) {
 }
 
 func (r *run) report(elapsed time.Duration) (*headwaterv1.Report, error) {
-	plan, err := r.plan.MarshalJSON()
+	plan, err := r.plan.JSON(r.Job.Arithmetics())
 	if err != nil {
 		return nil, fmt.Errorf("encode plan: %w", err)
 	}
