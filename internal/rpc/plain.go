@@ -206,14 +206,20 @@ func (p *plainStream) flush() error {
 	if err := p.out.Flush(); err != nil {
 		return p.failed(err)
 	}
-	p.out.Reset(nil)
-	plainWriters.Put(p.out)
-	p.out = nil
+	p.giveWriter()
 	return nil
 }
 
-// failed ends the call, as nothing can be written any more.
+// giveWriter gives the writer back. The lock is held.
+func (p *plainStream) giveWriter() {
+	p.out.Reset(nil)
+	plainWriters.Put(p.out)
+	p.out = nil
+}
+
+// failed ends the call. Nothing can be written any more: a record may be cut, and what came after would be read as its rest.
 func (p *plainStream) failed(err error) error {
+	p.giveWriter()
 	p.lost = status.Error(codes.Canceled, fmt.Sprintf("the client is not there any more: %v", err))
 	p.cancel(p.lost)
 	return p.lost
