@@ -29,6 +29,8 @@ type vector struct {
 	// streams is how many streams of memory scores and accumulate prefetch side by side, at most maxStreams, in the order of
 	// storageIndex.
 	streams [4]int
+	// fewRows is, in the same order, up to how many rows of a block they prefetch in maxStreams streams all the same.
+	fewRows [4]int
 	// tileStreams is the same for arithmetic in tiles, if there it is another number than for bf16.
 	tileStreams int
 	// oneStream has all tiles prefetch one stream, into the first cache: what the processor does best.
@@ -415,11 +417,14 @@ func (b *block) far() bool {
 
 // streams is how many streams the block's pages are prefetched in.
 func (b *block) streams() int {
-	v, l := b.kernel.vector, b.kv.Layout
-	if l.arithmetic != Chain && v.tileStreams > 0 {
+	v, storage := b.kernel.vector, storageIndex(b.kv.Layout.dt)
+	switch {
+	case b.kv.Layout.arithmetic != Chain && v.tileStreams > 0:
 		return v.tileStreams
+	case b.n <= v.fewRows[storage]:
+		return maxStreams
 	}
-	return v.streams[storageIndex(l.dt)]
+	return v.streams[storage]
 }
 
 // nextPage returns the page that the block comes to after that one, wherever it is, or nil.

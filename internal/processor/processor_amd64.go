@@ -39,9 +39,9 @@ func AMD(family int) bool { return cpuid.CPU.VendorID == cpuid.AMD && cpuid.CPU.
 
 // Families of AMD's processors.
 const (
-	zen3 = 0x19 // and Zen 4
+	Zen3 = 0x19 // and Zen 4
 	Zen5 = 0x1a
 )
 
 // SlowPEXT says that PEXT and PDEP are microcode, as AMD's processors before Zen 3 have them.
-func SlowPEXT() bool { return AMD(0) && !AMD(zen3) }
+func SlowPEXT() bool { return AMD(0) && !AMD(Zen3) }
