@@ -242,6 +242,7 @@ test-avx512: ## run the tests of the AVX-512 kernels on an emulated processor (.
 test-amx: ## run the tests of the AMX routines, on an emulated processor where this one has none
 	$(GO) test -count=1 ./internal/processor ./internal/emulator/amx ./attention/internal/amx
 	$(GO) test -count=1 -run 'Tile|Golden|MatrixUnit|Collections|VectorAnyShape' ./attention
+	$(GO) test -count=1 -run WithAMX ./test/e2e
 
 test-arm64: ## run the tests of the NEON kernels on an emulated processor (.ci/arm64 says what it needs)
 	@bash .ci/arm64

@@ -18,14 +18,14 @@ var kernels = func() []kernel {
 			case processor.AMD(0):
 				v, narrow = &zen4, &avx2Zen4
 			}
-			if processor.Tiles() == nil {
-				all = append(all, withMatrixUnit(v))
-			}
 			all = append(all, assembled("avx512", v))
 		} else if processor.AMD(processor.Zen3) {
 			narrow = &avx2Zen3
 		}
 		all = append(all, assembled("avx2", narrow))
+		if processor.Tiles() == nil {
+			all = append([]kernel{withMatrixUnit(all[0].vector)}, all...)
+		}
 	}
 	return append(all, portable)
 }()

@@ -16,13 +16,12 @@ import (
 	"headwater.example/tensor"
 )
 
-// init gives the program that TestOnAnEmulatedMatrixUnit starts the kernel with AMX, and no other work than in tiles.
+// init leaves the program that TestOnAnEmulatedMatrixUnit starts the kernel with AMX, which it has found, and no other work than in tiles.
 func init() {
-	v := kernels[0].vector
-	if os.Getenv(emulator.Variable) != emulator.Emulated || v == nil {
+	if os.Getenv(emulator.Variable) != emulator.Emulated || kernels[0].name != "amx" {
 		return
 	}
-	kernels = []kernel{withMatrixUnit(v), portable}
+	kernels = []kernel{kernels[0], portable}
 	selected.Store(&selection{kernel: &kernels[0]})
 	storings = storings[len(storings)-2:]
 	productLevels[0] = len(storings)

@@ -48,6 +48,12 @@ func (l *logs) Write(p []byte) (int, error) {
 	return l.text.Write(p)
 }
 
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // start starts a cluster that is stopped, in good order, when the test ends.
 func start(t *testing.T, opts localcluster.Options) *cluster {
 	t.Helper()
@@ -76,7 +82,7 @@ func startAs(t *testing.T, opts localcluster.Options, program string) *cluster {
 			t.Error(err)
 		}
 		if t.Failed() {
-			t.Logf("the processes said:\n%s", c.logs.text.String())
+			t.Logf("the processes said:\n%s", c.logs)
 		}
 	})
 	c.dial(t)

@@ -5,6 +5,7 @@ package amx
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"runtime"
 	"syscall"
@@ -26,9 +27,12 @@ type Result struct {
 	Instructions int // of AMX that were computed
 }
 
-// Run starts a program, which must not have been started, and waits until it has ended. Programs that it starts are
-// not emulated. The program does not outlive the caller.
-func Run(program *exec.Cmd) (Result, error) {
+// Run starts a program, which must not have been started, and waits until it has ended. Where it is one of Go with package processor,
+// that finds AMX. Programs that it starts are not emulated. The program does not outlive the caller.
+func Run(program *exec.Cmd) (Result, error) { return RunWith(program, nil) }
+
+// RunWith is Run that passes signals on to the program, and closes the program's ExtraFiles here.
+func RunWith(program *exec.Cmd, signals <-chan os.Signal) (Result, error) {
 	if processor.Has(processor.AMXTile) {
 		return Result{}, errors.New("emulate AMX: this processor has it: run the program as it is")
 	}
@@ -39,7 +43,7 @@ func Run(program *exec.Cmd) (Result, error) {
 	ended := make(chan outcome)
 	go func() {
 		runtime.LockOSThread() // The thread that starts a program is its tracer. It ends with this goroutine.
-		result, err := run(program)
+		result, err := run(program, signals)
 		ended <- outcome{result, err}
 	}()
 	o := <-ended
@@ -49,20 +53,36 @@ func Run(program *exec.Cmd) (Result, error) {
 	return o.result, nil
 }
 
-func run(program *exec.Cmd) (Result, error) {
+func run(program *exec.Cmd, signals <-chan os.Signal) (Result, error) {
 	program.Env = append(program.Environ(), Variable+"="+Emulated)
 	if program.SysProcAttr == nil {
 		program.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	// A group of its own, so that no other child of this process is waited for here.
 	program.SysProcAttr.Ptrace, program.SysProcAttr.Setpgid, program.SysProcAttr.Pdeathsig = true, true, syscall.SIGKILL
-	if err := program.Start(); err != nil {
+	err := program.Start()
+	for _, f := range program.ExtraFiles {
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		return Result{}, err
 	}
 	t := tracer{pid: program.Process.Pid, threads: map[int]*state{}}
 	if err := t.begin(); err != nil {
 		return Result{}, errors.Join(err, program.Process.Kill())
 	}
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		for {
+			select {
+			case s := <-signals:
+				_ = program.Process.Signal(s) // if it can't be sent, the program has ended
+			case <-over:
+				return
+			}
+		}
+	}()
 	for !t.over {
 		if err := t.next(); err != nil {
 			return Result{}, errors.Join(err, program.Process.Kill())
@@ -79,6 +99,7 @@ func run(program *exec.Cmd) (Result, error) {
 type tracer struct {
 	pid     int
 	threads map[int]*state
+	asks    map[uint64]*question
 	over    bool
 	result  Result
 }
@@ -93,6 +114,10 @@ func (t *tracer) begin() error {
 		return fmt.Errorf("the program has not begun: status %#x", uint32(status))
 	}
 	t.threads[t.pid] = &state{}
+	var err error
+	if t.asks, err = disguise(t.pid); err != nil {
+		return err
+	}
 	if err := unix.PtraceSetOptions(t.pid, unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
 		return err
 	}
@@ -151,6 +176,12 @@ func (t *tracer) emulate(thread int, s *state) (signal int, err error) {
 	v := view{thread: thread}
 	if err := unix.PtraceGetRegs(thread, &v.registers); err != nil {
 		return 0, err
+	}
+	if q := t.asks[v.registers.Rip]; q != nil {
+		if !v.reply(q) {
+			return int(unix.SIGSEGV), nil
+		}
+		return 0, unix.PtraceSetRegs(thread, &v.registers)
 	}
 	var code [256]byte
 	at, n := 0, 0
