@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -52,9 +53,10 @@ type keeper struct {
 	kicked  map[[16]byte]struct{}
 	lacking map[[16]byte]int // copies of shards that a session lacks
 	lost    map[[16]byte]struct{}
-	begun   map[[16]byte]struct{} // sessions that held nothing and lacked copies when they were looked at first
-	torn    map[[16]byte]tear     // sessions whose holders were told of different epochs, or of a closed one
-	said    int                   // copies that the newest event says are missing
+	begun   map[[16]byte]struct{}  // sessions that held nothing and lacked copies when they were looked at first
+	torn    map[[16]byte]tear      // sessions whose holders were told of different epochs, or of a closed one
+	hung    map[[16]byte]time.Time // since when a holder hangs of sessions that nobody has left it out of
+	said    int                    // copies that the newest event says are missing
 	copies  uint64
 	looked  time.Time
 	// answered are the boots of the workers that answered at the newest look at all sessions.
@@ -66,7 +68,7 @@ type keeper struct {
 func newKeeper(r *Relay, perSecond int64) *keeper {
 	return &keeper{
 		Relay: r, rate: rate{perSecond: perSecond}, kick: make(chan struct{}, 1),
-		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{}, torn: map[[16]byte]tear{},
+		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{}, torn: map[[16]byte]tear{}, hung: map[[16]byte]time.Time{},
 	}
 }
 
@@ -232,11 +234,12 @@ func (k *keeper) keepOnly(seen map[[16]byte]bool) {
 	maps.DeleteFunc(k.lost, func(id [16]byte, _ struct{}) bool { return !seen[id] })
 	maps.DeleteFunc(k.begun, func(id [16]byte, _ struct{}) bool { return !seen[id] })
 	maps.DeleteFunc(k.torn, func(id [16]byte, _ tear) bool { return !seen[id] })
+	maps.DeleteFunc(k.hung, func(id [16]byte, _ time.Time) bool { return !seen[id] })
 }
 
 // tendAll does for sessions what can be done, if their plans are among some, and reports whether something is left.
 func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) bool) (unfinished bool) {
-	told, err := k.states(ctx, ids...)
+	told, silent, err := k.states(ctx, ids...)
 	if err != nil {
 		return true
 	}
@@ -248,7 +251,7 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 			k.note(id, 0, false)
 			continue
 		}
-		p := k.plan(id, told[id], described)
+		p := k.plan(id, told[id], silent, described)
 		if k.begins(p) {
 			k.note(id, 0, false)
 			unfinished = true
@@ -264,7 +267,7 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 	for _, id := range todo {
 		tasks.Go(func() error {
 			return rpc.Guard(k.log, "keeping the copies of a session", func() error {
-				if k.tend(ctx, id, told[id], described, some) {
+				if k.tend(ctx, id, told[id], silent, described, some) {
 					left.Store(true)
 				}
 				return nil
@@ -355,6 +358,27 @@ func (k *keeper) awaits(p *plan) bool {
 	return slices.ContainsFunc(k.Awaited(), func(m membership.Member) bool { return slices.Contains(named, m.Name) })
 }
 
+// hangFor is longer than a worker stands still that goes on: one that is dead is no member any more before that.
+const hangFor = 10 * time.Second
+
+// hangs reports whether a session is left as it is, since a worker that its newest epoch names hangs. Whoever drives the session leaves
+// it out once a call waits for it. Until then what it has is a copy as good as any, and the session would have one less while another is
+// made. One that is refused, or has restarted, does not hang.
+func (k *keeper) hangs(p *plan) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(p.hung) == 0 || p.leaves() {
+		delete(k.hung, p.id)
+		return false
+	}
+	since, ok := k.hung[p.id]
+	if !ok {
+		since = k.now()
+		k.hung[p.id] = since
+	}
+	return k.now().Sub(since) < hangFor
+}
+
 // highest is the highest counter of an epoch that is told.
 func highest(states []*headwaterv1.SessionState) (counter uint64) {
 	for _, s := range states {
@@ -364,9 +388,9 @@ func highest(states []*headwaterv1.SessionState) (counter uint64) {
 }
 
 // tend does for one session what can be done while its plan is among some.
-func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, described []workers.Description, some func(*plan) bool) (unfinished bool) {
+func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.SessionState, silent []string, described []workers.Description, some func(*plan) bool) (unfinished bool) {
 	for ctx.Err() == nil && len(states) > 0 {
-		p := k.plan(id, states, described)
+		p := k.plan(id, states, silent, described)
 		if !some(p) {
 			return false
 		}
@@ -374,11 +398,14 @@ func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.Se
 			return true // those who leave wait: this comes after them
 		}
 		done, err := k.act(ctx, p)
+		hangs := k.hangs(p)
 		k.mu.Lock()
 		if k.failed = ""; err != nil {
 			k.failed = workers.OneLine(err)
 		} else if !done && k.awaits(p) {
 			k.failed = fmt.Sprintf("session %x: a worker that had a part of it has not joined again yet", id)
+		} else if !done && hangs {
+			k.failed = fmt.Sprintf("session %x: %s has a part of it and hangs", id, strings.Join(p.hung, ", "))
 		} else if !done && (p.torn || p.holding.Split()) {
 			k.failed = fmt.Sprintf("session %x is being taken over: its holders have different epochs", id)
 		} else if !done {
@@ -392,8 +419,8 @@ func (k *keeper) tend(ctx context.Context, id [16]byte, states []*headwaterv1.Se
 		if !done {
 			return true
 		}
-		again, err := k.states(ctx, id)
-		if err != nil {
+		var again map[[16]byte][]*headwaterv1.SessionState
+		if again, silent, err = k.states(ctx, id); err != nil {
 			return true
 		}
 		states, described = again[id], k.workers.Describe(ctx, k.workers.List())
@@ -411,6 +438,7 @@ type plan struct {
 	target   *fanout.Holder // who is to have more, with all that it is to have then; nil is nobody
 	highest  uint64         // counter of the highest epoch that is told
 	torn     bool           // somebody may be stepping the session's epoch
+	hung     []string       // holders that told nothing, and are there all the same
 	draining []string       // holders that are drained
 	leaving  []string       // those of them that end soon
 }
@@ -423,8 +451,9 @@ func (p *plan) todo() bool {
 func (p *plan) leaves() bool   { return p != nil && len(p.leaving) > 0 }
 func (p *plan) releases() bool { return p.leaves() && p.whole() }
 
-// plan says what there is to do for a session, and notes what it lacks.
-func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described []workers.Description) *plan {
+// plan says what there is to do for a session, and notes what it lacks. Silent are the workers that did not answer when they were asked
+// for its states; they were described after that.
+func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, silent []string, described []workers.Description) *plan {
 	h, current, err := fanout.Current(states)
 	if err != nil {
 		k.note(id, 0, true)
@@ -433,6 +462,10 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, described
 	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states), highest: highest(states), torn: isTorn(current, states)}
 	var places []workers.Description
 	for _, w := range described {
+		if slices.Contains(silent, w.Name) && slices.Contains(current[0].GetEpoch().GetMembers(), w.Name) &&
+			(w.Err == nil || k.conns.Silent(rpc.Peer{Name: w.Name, Address: w.Address})) {
+			p.hung = append(p.hung, w.Name)
+		}
 		holds := slices.ContainsFunc(h.Holders(), func(o *fanout.Holder) bool { return o.Name == w.Name })
 		switch {
 		case w.Err != nil:
@@ -483,7 +516,7 @@ func (p *plan) goesOnAt(name string, states []*headwaterv1.SessionState) bool {
 // act does one thing of a plan, and reports whether there was one that could be done.
 func (k *keeper) act(ctx context.Context, p *plan) (done bool, _ error) {
 	switch {
-	case k.steps(p), k.awaits(p):
+	case k.steps(p), k.awaits(p), k.hangs(p):
 		return false, nil
 	case p.holding.Split():
 		return false, nil // no lane drives all of its holders, so that nobody may step their epoch: the next take ends that
@@ -549,15 +582,18 @@ func (k *keeper) free(ctx context.Context, id [16]byte, s *headwaterv1.SessionSt
 	return nil
 }
 
-// states returns what workers tell of sessions: who holds them, and what they were made with.
-func (r *Relay) states(ctx context.Context, ids ...[16]byte) (map[[16]byte][]*headwaterv1.SessionState, error) {
+// states returns what workers tell of sessions: who holds them, and what they were made with; and which workers did not answer.
+func (r *Relay) states(ctx context.Context, ids ...[16]byte) (told map[[16]byte][]*headwaterv1.SessionState, silent []string, _ error) {
 	req := &headwaterv1.ListSessionsRequest{HoldersOnly: true}
 	for _, id := range ids {
 		req.Sessions = append(req.Sessions, id[:])
 	}
 	members := r.workers.List()
-	answers, _, err := r.list(ctx, members, req)
-	return bySession(members, answers), err
+	answers, unheard, err := r.list(ctx, members, req)
+	for _, w := range unheard {
+		silent = append(silent, w.GetWorker())
+	}
+	return bySession(members, answers), silent, err
 }
 
 // holders returns the names of those that hold each group of each layer, but for some.

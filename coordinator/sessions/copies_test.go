@@ -1,6 +1,8 @@
 package sessions
 
 import (
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,8 +103,51 @@ func TestACopyGoesWhereNoOtherSideIs(t *testing.T) {
 	}
 	k := New(Config{View: membership.Static(nil), Now: time.Now}).copies
 	described := []workers.Description{worker("w1", 1<<30), worker("w2", 1<<40), worker("w3", 1<<30)}
-	p := k.plan([16]byte{1}, []*headwaterv1.SessionState{state("w1", 4, "w1"), state("w2", 6, "w2", "w9")}, described)
+	p := k.plan([16]byte{1}, []*headwaterv1.SessionState{state("w1", 4, "w1"), state("w2", 6, "w2", "w9")}, nil, described)
 	if p == nil || p.target == nil || p.target.Name != "w3" || len(p.stale) > 0 {
 		t.Errorf("got %+v", p)
+	}
+}
+
+// TestACopyWaitsForAHolderThatHangs: of a session that nobody has left it out of. One that answers again was silent for the look alone,
+// and one that is refused, or tells that it has nothing, is no holder any more.
+func TestACopyWaitsForAHolderThatHangs(t *testing.T) {
+	layers := []*headwaterv1.SessionLayer{{NHeads: 2, NKvHeads: 1, HeadDim: 8, VDim: 8, Storage: headwaterv1.StorageType_STORAGE_TYPE_F32, WindowLeft: -1, WindowRight: -1}}
+	states := []*headwaterv1.SessionState{{
+		Epoch:   &headwaterv1.Epoch{Counter: 4, Lane: []byte{1}, Holders: 2, Members: []string{"w1", "w2"}},
+		Config:  &headwaterv1.SessionConfig{Layers: layers, Replicas: proto.Uint32(1)},
+		Holders: []*headwaterv1.Holder{{Name: "w1", Layers: []*headwaterv1.HeldLayer{{Groups: []uint32{0}}}}},
+	}}
+	worker := func(name string, err error) workers.Description {
+		return workers.Description{Member: membership.Member{Name: name}, Said: &headwaterv1.DescribeResponse{BudgetBytes: 1 << 30, Weight: 1}, Err: err}
+	}
+	for name, test := range map[string]struct {
+		silent []string
+		err    error
+		leaves bool
+		waits  bool
+	}{
+		"it was silent, and answers": {silent: []string{"w2"}, waits: true},
+		"another one was silent":     {silent: []string{"w3"}},
+		"it is refused":              {silent: []string{"w2"}, err: errors.New("refused")},
+		"it has nothing":             {},
+		"another holder ends":        {silent: []string{"w2"}, leaves: true},
+	} {
+		now := time.Now()
+		k := New(Config{View: membership.Static(nil), Now: func() time.Time { return now }}).copies
+		first := worker("w1", nil)
+		first.Said.Draining, first.Said.Leaving = test.leaves, test.leaves
+		described := []workers.Description{first, worker("w2", test.err), worker("w3", nil)}
+		p := k.plan([16]byte{1}, states, test.silent, described)
+		if p == nil || p.target == nil || k.hangs(p) != test.waits {
+			t.Errorf("%s: it waits: %v, got %+v", name, !test.waits, p)
+		}
+		always := func(*plan) bool { return true }
+		if test.waits && (!k.tend(t.Context(), p.id, states, test.silent, described, always) || !strings.Contains(k.failure(), "hangs")) {
+			t.Errorf("%s: %q is said", name, k.failure())
+		}
+		if now = now.Add(hangFor); p != nil && k.hangs(p) {
+			t.Errorf("%s: it waits for ever", name)
+		}
 	}
 }

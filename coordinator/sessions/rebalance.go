@@ -199,7 +199,7 @@ func (k *keeper) move(ctx context.Context, m *placement.Move, to workers.Descrip
 
 // heldNow returns who holds a session now.
 func (k *keeper) heldNow(ctx context.Context, id [16]byte) (*fanout.Holding, *headwaterv1.SessionState, error) {
-	told, err := k.states(ctx, id)
+	told, _, err := k.states(ctx, id)
 	if err == nil && len(told[id]) == 0 {
 		err = fmt.Errorf("session %x is held by no worker that answers", id)
 	}

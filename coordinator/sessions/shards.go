@@ -26,7 +26,7 @@ func (r *Relay) Shards(ctx context.Context, id []byte) (*Shards, error) {
 	if err != nil {
 		return nil, err
 	}
-	told, err := r.states(ctx, key)
+	told, _, err := r.states(ctx, key)
 	if err != nil {
 		return nil, err
 	}
