@@ -99,6 +99,14 @@ type port struct {
 	Protocol      string
 }
 
+// rule is one of a NetworkPolicy.
+type rule struct {
+	From, To []struct {
+		PodSelector selection `yaml:"podSelector"`
+	}
+	Ports []port
+}
+
 type probe struct {
 	GRPC *struct {
 		Port    int
@@ -181,7 +189,7 @@ type object struct {
 		PodManagementPolicy      string `yaml:"podManagementPolicy"`
 		Replicas                 int
 		PodSelector              selection `yaml:"podSelector"`
-		Ingress, Egress          []struct{ Ports []port }
+		Ingress, Egress          []rule
 		PolicyTypes              []string `yaml:"policyTypes"`
 		Template                 struct {
 			Metadata metadata
@@ -301,16 +309,72 @@ func TestManifests(t *testing.T) {
 				confined(t, name, set)
 			}
 			selectsOneSet(t, objects)
+			reachable(t, objects)
 			settings(t, objects)
 			graces(t, objects)
 		})
 	}
 }
 
-// confined checks a set's pods: the restricted profile and what this project asks beyond it.
+// TestExamples: pods that people apply by themselves are as confined as the cluster's.
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("examples/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	for _, file := range files {
+		t.Run(file, func(t *testing.T) {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := conform(t, text); err != nil {
+				t.Error(err)
+			}
+			var o struct {
+				Kind     string
+				Metadata metadata
+				Spec     pod
+			}
+			if err := yaml.Unmarshal(text, &o); err != nil {
+				t.Fatal(err)
+			}
+			if o.Kind != "Pod" || o.Metadata.Namespace != "headwater" {
+				t.Errorf("it is a %s in namespace %q", o.Kind, o.Metadata.Namespace)
+			}
+			contained(t, o.Metadata.Name, o.Spec, nil)
+		})
+	}
+}
+
+// confined checks a set's pods: what contained checks, their probes and their certificates.
 func confined(t *testing.T, name string, set object) {
 	t.Helper()
 	p := set.Spec.Template.Spec
+	var claims []string
+	for _, v := range set.Spec.VolumeClaimTemplates {
+		claims = append(claims, v.Metadata.Name)
+	}
+	contained(t, name, p, claims)
+	for _, c := range p.Containers {
+		health := 0
+		for _, p := range c.Ports {
+			if p.Name == "health" {
+				health = p.ContainerPort
+			}
+		}
+		for what, p := range map[string]*probe{"": c.StartupProbe, "ready": c.ReadinessProbe, " ": c.LivenessProbe} {
+			if p == nil || p.GRPC == nil || p.GRPC.Port != health || health == 0 || p.GRPC.Service != strings.TrimSpace(what) {
+				t.Errorf("%s: a probe does not ask the gRPC health service at %d: %+v", name, health, p)
+			}
+		}
+	}
+	certificates(t, name, p)
+}
+
+// contained checks a pod: the restricted profile and what this project asks beyond it. The names are those of volumes that its set claims.
+func contained(t *testing.T, name string, p pod, claims []string) {
+	t.Helper()
 	if !is(p.AutomountServiceAccountToken, false) || !is(p.EnableServiceLinks, false) || p.HostNetwork || p.HostPID || p.HostIPC {
 		t.Errorf("%s: its pods see more than they need", name)
 	}
@@ -327,8 +391,8 @@ func confined(t *testing.T, name string, set object) {
 			t.Errorf("%s: volume %s has no bound", name, v.Name)
 		}
 	}
-	for _, v := range set.Spec.VolumeClaimTemplates {
-		volumes[v.Metadata.Name] = true
+	for _, name := range claims {
+		volumes[name] = true
 	}
 	for _, c := range p.Containers {
 		s := c.SecurityContext
@@ -343,19 +407,7 @@ func confined(t *testing.T, name string, set object) {
 				t.Errorf("%s mounts %s, which is not there", name, v.Name)
 			}
 		}
-		health := 0
-		for _, p := range c.Ports {
-			if p.Name == "health" {
-				health = p.ContainerPort
-			}
-		}
-		for what, p := range map[string]*probe{"": c.StartupProbe, "ready": c.ReadinessProbe, " ": c.LivenessProbe} {
-			if p == nil || p.GRPC == nil || p.GRPC.Port != health || health == 0 || p.GRPC.Service != strings.TrimSpace(what) {
-				t.Errorf("%s: a probe does not ask the gRPC health service at %d: %+v", name, health, p)
-			}
-		}
 	}
-	certificates(t, name, p)
 }
 
 // certificates checks that a set's pods have a certificate of their role and the keys of gossip in one folder, into which renewals
@@ -478,6 +530,29 @@ func selectsOneSet(t *testing.T, objects []object) {
 			if !ok || to.Protocol != p.Protocol || (o.Kind == "Service" && p.Port != to.ContainerPort) {
 				t.Errorf("%s %s: port %+v leads to %+v", o.Kind, o.Metadata.Name, p, to)
 			}
+		}
+	}
+}
+
+// reachable checks that the policies let everything of the cluster reach workers, also other workers, which copy sessions from each other.
+func reachable(t *testing.T, objects []object) {
+	t.Helper()
+	worker := find(t, objects, "StatefulSet", "headwater-worker").Spec.Template.Metadata.Labels
+	for _, from := range []string{"headwater-coordinator", "headwater-worker"} {
+		pod := find(t, objects, "StatefulSet", from).Spec.Template.Metadata.Labels
+		in, out := false, false
+		for _, r := range find(t, objects, "NetworkPolicy", "headwater-worker").Spec.Ingress {
+			for _, peer := range r.From {
+				in = in || peer.PodSelector.MatchLabels.within(pod) && slices.ContainsFunc(r.Ports, func(p port) bool { return p.Port == "grpc" })
+			}
+		}
+		for _, r := range find(t, objects, "NetworkPolicy", from).Spec.Egress {
+			for _, peer := range r.To {
+				out = out || peer.PodSelector.MatchLabels.within(worker) && len(r.Ports) == 0
+			}
+		}
+		if !in || !out {
+			t.Errorf("the policies keep %s from workers: out %v, in %v", from, out, in)
 		}
 	}
 }

@@ -40,6 +40,7 @@ var standIns = [][2]string{
 	{"submit job.safetensors --accumulate FILE", "submit lesson.safetensors --accumulate gradients.safetensors"},
 	{"jobs show JOB", "jobs show kept"},
 	{"restore FILE", "restore alice.snapshot"},
+	{"--key-file snapshots.pub", "--key-file snapshots.key"},
 	{"snapshot ID FILE", "snapshot ID new.snapshot"},
 	{"7c12460567eb4e982cbcc4ec446bf019", "ID"},
 	{"drain WORKER", "drain w1"},
