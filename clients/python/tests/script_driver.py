@@ -93,8 +93,15 @@ class Driver:
             )
             ttl = float(args.get("ttl", "0s").removesuffix("s"))
             stripes = int(args.get("stripes", 0))
+            codec = args.get("codec", "auto")
             session = self.clients[0].open(
-                [layer] * number["layers"], tokens=tokens(args), tenant=args.get("tenant", ""), name=name, ttl=ttl, stripes=stripes
+                [layer] * number["layers"],
+                tokens=tokens(args),
+                tenant=args.get("tenant", ""),
+                name=name,
+                ttl=ttl,
+                stripes=stripes,
+                codec=codec,  # type: ignore[arg-type]
             )
             self.sessions[name] = session
             return self.lengths(session)
