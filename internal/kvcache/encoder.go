@@ -18,10 +18,13 @@ type encoder struct {
 	metered bool
 	made    int // of all these, how many are new and not the session's yet
 	wants   []want
-	ids     []pageID // scratch of straighten
-	copies  []struct{ to, from []byte }
-	pages   [][]byte // [groups][pages]
-	hashes  []uint64 // [groups]
+	// Scratch of straighten.
+	own    [][]pageID
+	ids    []pageID
+	bent   []int
+	copies []struct{ to, from []byte }
+	pages  [][]byte // [groups][pages]
+	hashes []uint64 // [groups]
 
 	chain          Hasher
 	floats         []float32
@@ -75,6 +78,7 @@ func (e *encoder) forget() {
 	clear(e.gap)
 	clear(e.spare[:cap(e.spare)])
 	clear(e.wants)
+	clear(e.own)
 	clear(e.copies)
 	clear(e.pages)
 }

@@ -18,7 +18,7 @@ func TestPagesAreClearedForAnotherTenant(t *testing.T) {
 		as    string
 		clear bool
 	}{{"ann", true}, {"ann", false}, {"bob", true}, {"ann", true}, {"ann/evening", true}, {"", true}, {"", false}} {
-		if err := p.take(c, ids, OwnerOf(k.as)); err != nil {
+		if err := p.take(c, ids, nil, OwnerOf(k.as)); err != nil {
 			t.Fatal(err)
 		}
 		for _, id := range ids {

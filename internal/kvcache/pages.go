@@ -24,8 +24,13 @@ const hugeBytes = 2 << 20
 
 // pages is memory for pages of keys and values, by their size. It is mapped in chunks outside the heap and named by
 // numbers, so that the collector has nothing to scan. Pages of one size are alike: any free one serves, so nothing
-// fragments; the free page of the lowest address is taken, so that the last chunks become empty, and an empty chunk is
+// fragments; a free page of the first chunk that has some is taken, so that the last chunks become empty, and an empty chunk is
 // unmapped, but for a few that are kept for a while.
+//
+// A kernel reads a sequence's pages faster if each follows the one before. So who takes a page says which is before it, and gets
+// the next one where that is free. Where it is not, the page is taken in the middle of the longest run of free ones, so that
+// those of several sequences that grow side by side have room to follow. This says only which of the free pages are taken, never
+// how many are mapped or reserved.
 //
 // The budget counts a page from its first use. A page that becomes free stays reserved, and resident, as long as its
 // chunk has others in use: idle pages are taken first, and trim gives their memory back where something else needs it.
@@ -131,45 +136,131 @@ func (p *pages) count(left int64) []PageState {
 	return all
 }
 
-// take fills ids with pages, or with none and an error: a *BudgetError where there is no room. The pages hold what their owner has
-// left in them, or zeros.
-func (p *pages) take(c *class, ids []pageID, as Owner) error {
-	short := max(len(ids)-c.idle, 0)
+// take fills ids with pages, or with none and an error: a *BudgetError where there is no room. Each follows the page of after
+// [ids], unless that is nil or 0, or something else does. The pages hold what their owner has left in them, or zeros.
+func (p *pages) take(c *class, ids, after []pageID, as Owner) error {
+	return p.takeRows(c, [][]pageID{ids}, after, as)
+}
+
+// takeRows is take for several rows alike, of which each follows the one before.
+func (p *pages) takeRows(c *class, rows [][]pageID, after []pageID, as Owner) error {
+	n := len(rows) * len(rows[0])
+	short := max(n-c.idle, 0)
 	if err := p.budget.Reserve(int64(short) * int64(c.size)); err != nil {
 		return err
 	}
-	for c.vacant < len(ids) {
-		if err := p.grow(c, len(ids)-c.vacant); err != nil {
+	for c.vacant < n {
+		if err := p.grow(c, n-c.vacant); err != nil {
 			p.budget.Release(int64(short) * int64(c.size))
 			return err
 		}
 	}
-	for i := range ids {
-		ids[i] = p.one(c, as)
+	for i := range rows[0] {
+		before := pageID(0)
+		if after != nil {
+			before = after[i]
+		}
+		for r, ids := range rows {
+			before = p.one(c, before, len(rows)-r, as)
+			ids[i] = before
+		}
 	}
 	return nil
 }
 
-// one takes a page: an idle one, or where there is none a vacant one, which the caller has reserved.
-func (p *pages) one(c *class, as Owner) pageID {
-	if c.idle > 0 {
-		for c.chunks[c.lowIdle].idle == 0 {
-			c.lowIdle++
-		}
-		k := &c.chunks[c.lowIdle]
-		slot := lowest(k.vacant, k.held)
+// one takes a page, which so many follow with it: an idle one, or where there is none a vacant one, which the caller has reserved.
+func (p *pages) one(c *class, before pageID, n int, as Owner) pageID {
+	idle := c.idle > 0
+	at, slot := c.at(before)
+	if slot++; before == 0 || !c.chunks[at].free(slot, idle) {
+		at = c.first(idle)
+		slot = c.chunks[at].roomiest(idle, n)
+	}
+	k := &c.chunks[at]
+	if idle {
 		k.idle--
 		c.idle--
 		p.idle -= int64(c.size)
-		return p.occupy(c, c.lowIdle, slot, as)
 	}
-	for k := &c.chunks[c.low]; k.used == k.slots; k = &c.chunks[c.low] {
-		c.low++
-	}
-	k := &c.chunks[c.low]
-	slot := lowest(k.vacant, k.vacant)
 	k.held[slot/64] |= 1 << (slot % 64)
-	return p.occupy(c, c.low, slot, as)
+	return p.occupy(c, at, slot, as)
+}
+
+// at returns where a page is: the chunk, and the slot in it.
+func (c *class) at(id pageID) (chunk, slot int) {
+	return int(id-1) >> c.shift, int(id-1) & (1<<c.shift - 1)
+}
+
+// first returns the first chunk that has a vacant page, or an idle one; there is one.
+func (c *class) first(idle bool) int {
+	if !idle {
+		for k := &c.chunks[c.low]; k.used == k.slots; k = &c.chunks[c.low] {
+			c.low++
+		}
+		return c.low
+	}
+	for c.chunks[c.lowIdle].idle == 0 {
+		c.lowIdle++
+	}
+	return c.lowIdle
+}
+
+// free says whether a slot is there and vacant, and if idle is set idle as well.
+func (k *chunk) free(slot int, idle bool) bool {
+	return slot < k.slots && k.word(slot/64, idle)>>(slot%64)&1 == 1
+}
+
+// word returns the bits of 64 slots that are vacant, or idle.
+func (k *chunk) word(i int, idle bool) uint64 {
+	if idle {
+		return k.vacant[i] & k.held[i]
+	}
+	return k.vacant[i]
+}
+
+// roomiest returns where n pages have most room, in the first of the longest runs of slots that are vacant, or idle, which there is: about
+// in its middle, so that what is before the run can go on as well, or where that is too little for n, or nothing is before it, at its
+// beginning.
+func (k *chunk) roomiest(idle bool, n int) int {
+	from, most := -1, 0
+	for at := 0; at < k.slots; {
+		start := k.next(at, idle, true)
+		at = k.next(start, idle, false)
+		if at-start > most {
+			from, most = start, at-start
+		}
+	}
+	switch {
+	case from < 0:
+		panic("kvcache: a chunk has fewer free pages than it counts")
+	case from == 0 || most < 2*n:
+		return from
+	}
+	return roundest(from+n, from+most-n)
+}
+
+// roundest returns the number from low to high, both at least 1, that the largest power of two divides. So what is taken by powers of
+// two leaves nothing between.
+func roundest(low, high int) int {
+	for b := bits.Len(uint(high)); ; b-- {
+		if x := high >> b << b; x >= low {
+			return x
+		}
+	}
+}
+
+// next returns the first slot from one on that is free, or that is not, or slots.
+func (k *chunk) next(slot int, idle, free bool) int {
+	for i := slot / 64; slot < k.slots; i, slot = i+1, (i+1)*64 {
+		w := k.word(i, idle)
+		if !free {
+			w = ^w
+		}
+		if w &= ^uint64(0) << (slot % 64); w != 0 {
+			return min(i*64+bits.TrailingZeros64(w), k.slots)
+		}
+	}
+	return k.slots
 }
 
 func (p *pages) occupy(c *class, chunk, slot int, as Owner) pageID {
@@ -189,16 +280,6 @@ func (p *pages) occupy(c *class, chunk, slot int, as Owner) pageID {
 	c.vacant--
 	p.used += int64(c.size)
 	return pageID(chunk<<c.shift|slot) + 1
-}
-
-// lowest returns the lowest bit that is set in both, which have one.
-func lowest(a, b []uint64) int {
-	for i, w := range a {
-		if w &= b[i]; w != 0 {
-			return i*64 + bits.TrailingZeros64(w)
-		}
-	}
-	panic("kvcache: a chunk has fewer free pages than it counts")
 }
 
 // grow maps a chunk: as many pages as are wanted or mapped already, whichever is more, up to a full chunk.
@@ -235,7 +316,7 @@ func (p *pages) grow(c *class, want int) error {
 
 // give makes a page free.
 func (p *pages) give(c *class, id pageID) {
-	at, slot := int(id-1)>>c.shift, int(id-1)&(1<<c.shift-1)
+	at, slot := c.at(id)
 	k := &c.chunks[at]
 	k.vacant[slot/64] |= 1 << (slot % 64)
 	k.used--
@@ -343,7 +424,7 @@ func discard(b []byte) error {
 
 // page returns the memory of a page.
 func (c *class) page(id pageID) []byte {
-	at, slot := int(id-1)>>c.shift, int(id-1)&(1<<c.shift-1)
+	at, slot := c.at(id)
 	return c.chunks[at].arena.Bytes()[slot*c.size:][:c.size:c.size]
 }
 

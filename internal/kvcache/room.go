@@ -11,6 +11,7 @@ type want struct {
 	row   *row
 	class *class
 	ids   []pageID // by group
+	after []pageID // by group: the page before each, or nil
 	own   bool     // of the layer that is appended to, if each row has pages of all of its groups
 }
 
@@ -76,19 +77,15 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 	defer st.unlock()
 	e.wants, e.copies, e.pages = e.wants[:0], e.copies[:0], e.pages[:0]
 	var need int64
+	before := s.rowBefore(first, e)
 	add := func(r *row, h *heldLayer, p int) {
 		need += h.pageBytes(p, p+1)
-		if !h.Striped() {
-			e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first : h.first+len(h.groups)], own: h == &s.shape.layers[l]})
-			return
-		}
-		for g := range h.groups {
-			if h.stores(g, p) {
-				e.wants = append(e.wants, want{row: r, class: h.class, ids: r.pages[h.first+g : h.first+g+1]})
-			}
-		}
+		e.want(r, before, h, p, h == &s.shape.layers[l])
 	}
 	for i, r := range e.rows {
+		if i > 0 {
+			before = e.rows[i-1]
+		}
 		if e.fresh[i] || r.refs == 1 {
 			if h.lacks(r, first+i) {
 				add(r, h, first+i)
@@ -136,6 +133,34 @@ func (st *Store) reserve(s *session, l, first int, e *encoder) *Error {
 	return nil
 }
 
+// want notes the pages of a layer that page p's row is to have, which follow those of the row before, unless it is nil.
+func (e *encoder) want(r, before *row, h *heldLayer, p int, own bool) {
+	add := func(from, to int, own bool) {
+		w := want{row: r, class: h.class, ids: r.pages[from:to], own: own}
+		if before != nil {
+			w.after = before.pages[from:to]
+		}
+		e.wants = append(e.wants, w)
+	}
+	if !h.Striped() {
+		add(h.first, h.first+len(h.groups), own)
+		return
+	}
+	for g := range h.groups {
+		if h.stores(g, p) {
+			add(h.first+g, h.first+g+1, false)
+		}
+	}
+}
+
+// rowBefore returns the row before page first of an append, or nil if that has nothing.
+func (s *session) rowBefore(first int, e *encoder) *row {
+	if len(e.gap) > 0 || first <= s.first || first > s.end() {
+		return nil
+	}
+	return s.row(first - 1)
+}
+
 // list lists the pages of a layer from page first on, group by group; nil is one that the layer does not store.
 func (e *encoder) list(h *heldLayer, first int) {
 	for g := range h.groups {
@@ -150,29 +175,44 @@ func (e *encoder) list(h *heldLayer, first int) {
 }
 
 // straighten lets the pages of each group that were taken for one layer lie one behind the other, as a kernel goes through them: where
-// the next page is elsewhere, what the processor asks memory for beyond the end of one is in vain.
+// the next page is elsewhere, what the processor asks memory for beyond the end of one is in vain. Groups whose pages already lie
+// so keep them, and the others share theirs out in the order of memory.
 func (e *encoder) straighten(groups int) {
-	e.ids = e.ids[:0]
+	e.own = e.own[:0]
 	for _, w := range e.wants {
 		if w.own {
-			e.ids = append(e.ids, w.ids...)
+			e.own = append(e.own, w.ids)
 		}
 	}
-	rows := len(e.ids) / groups
+	rows := len(e.own)
 	if rows < 2 {
 		return
 	}
-	slices.Sort(e.ids)
-	at := 0
-	for _, w := range e.wants {
-		if !w.own {
-			continue
+	e.ids, e.bent = e.ids[:0], e.bent[:0]
+	for g := range groups {
+		if !follow(e.own, g) {
+			e.bent = append(e.bent, g)
+			for _, ids := range e.own {
+				e.ids = append(e.ids, ids[g])
+			}
 		}
-		for g := range groups {
-			w.ids[g] = e.ids[g*rows+at]
-		}
-		at++
 	}
+	slices.Sort(e.ids)
+	for i, g := range e.bent {
+		for r, ids := range e.own {
+			ids[g] = e.ids[i*rows+r]
+		}
+	}
+}
+
+// follow says whether a group's page of each row follows that of the row before.
+func follow(rows [][]pageID, group int) bool {
+	for r := 1; r < len(rows); r++ {
+		if rows[r][group] != rows[r-1][group]+1 {
+			return false
+		}
+	}
+	return true
 }
 
 // copyRowLocked notes what to copy of the shared page p of a session into its own row: what each layer has there.
@@ -196,10 +236,13 @@ func (st *Store) copyRowLocked(s *session, l, p int, mine *row, e *encoder) {
 // roomLocked takes all pages that are wanted, need bytes, or none. What it has taken it keeps while it makes room for the others, so
 // each eviction is a step forward. With an error it says how many bytes were still needed.
 func (st *Store) roomLocked(e *encoder, by claimant, need int64) (int64, error) {
+	if st.rowsLocked(e) {
+		return 0, nil
+	}
 	evicted := false
 	for i, w := range e.wants {
 		for {
-			err := st.pages.take(w.class, w.ids, w.row.shape.owner)
+			err := st.pages.take(w.class, w.ids, w.after, w.row.shape.owner)
 			if err == nil {
 				need -= int64(len(w.ids) * w.class.size)
 				w.row.shape.account.bytes += int64(len(w.ids) * w.class.size)
@@ -212,6 +255,26 @@ func (st *Store) roomLocked(e *encoder, by claimant, need int64) (int64, error) 
 		}
 	}
 	return 0, nil
+}
+
+// rowsLocked takes all pages that are wanted, if they are of several rows of one layer and there is room, and says whether it has.
+func (st *Store) rowsLocked(e *encoder) bool {
+	e.own = e.own[:0]
+	for _, w := range e.wants {
+		if !w.own {
+			return false
+		}
+		e.own = append(e.own, w.ids)
+	}
+	if len(e.own) < 2 {
+		return false
+	}
+	w := &e.wants[0]
+	if st.pages.takeRows(w.class, e.own, w.after, w.row.shape.owner) != nil {
+		return false // row by row, room is made for each
+	}
+	w.row.shape.account.bytes += int64(len(e.own) * len(w.ids) * w.class.size)
+	return true
 }
 
 func (st *Store) giveBackLocked(wants []want) {

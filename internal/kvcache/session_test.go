@@ -49,15 +49,21 @@ func grow(t interface{ Fatal(...any) }, st *Store, id SessionID, n int, tokens [
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, l := range state.Layers {
-		layout := state.Config.Layers[l.Layer].Layout
-		a := Append{
-			Session: id, Epoch: state.Epoch, Truncations: state.Truncations, Layer: l.Layer, Length: l.Length, Hashes: l.Hashes, Positions: n,
-			Encoding: layout.DType(), K: make([]byte, len(l.Hashes)*n*layout.KRowBytes()), V: make([]byte, len(l.Hashes)*n*layout.VRowBytes()), Tokens: tokens,
-		}
-		if _, _, err := st.put(&a, nil); err != nil {
-			t.Fatal(err)
-		}
+	for i := range state.Layers {
+		growLayer(t, st, &state, i, n, tokens)
+	}
+}
+
+// growLayer appends n positions of zeros to the i-th held layer of a session in that state.
+func growLayer(t interface{ Fatal(...any) }, st *Store, state *State, i, n int, tokens []uint32) {
+	l := state.Layers[i]
+	layout := state.Config.Layers[l.Layer].Layout
+	a := Append{
+		Session: state.Session, Epoch: state.Epoch, Truncations: state.Truncations, Layer: l.Layer, Length: l.Length, Hashes: l.Hashes, Positions: n,
+		Encoding: layout.DType(), K: make([]byte, len(l.Hashes)*n*layout.KRowBytes()), V: make([]byte, len(l.Hashes)*n*layout.VRowBytes()), Tokens: tokens,
+	}
+	if _, _, err := st.put(&a, nil); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -297,32 +303,6 @@ func TestPinnedSessionsMakeNoRoom(t *testing.T) {
 	}
 	grow(t, st, SessionID{3}, 2*64, nil) // in the place of the prefix
 	st.Close()
-}
-
-// TestPagesOfAGroupLieTogether as far as one append takes them and a chunk has them, in each layer.
-func TestPagesOfAGroupLieTogether(t *testing.T) {
-	const groups, pages = 3, 5
-	cfg, held := uniform(t, 2, groups, 32, tensor.F32)
-	st := NewStore(StoreConfig{Budget: NewBudget(1 << 30)})
-	create(t, st, SessionID{1}, cfg, held, nil)
-	for range 8 {
-		grow(t, st, SessionID{1}, pages*attention.PageLen, nil)
-	}
-	s := st.sessions[SessionID{1}]
-	for l := range s.shape.layers {
-		h := &s.shape.layers[l]
-		for g := range groups {
-			for p := range 8*pages - 1 {
-				if (p+1)%pages == 0 {
-					continue
-				}
-				one, next := s.row(p).pages[h.first+g], s.row(p + 1).pages[h.first+g]
-				if next != one+1 && (next-1)&(1<<h.class.shift-1) != 0 { // else it is the first of a chunk
-					t.Errorf("layer %d, group %d: page %d has the number %d, the next one %d", l, g, p, one, next)
-				}
-			}
-		}
-	}
 }
 
 func TestWindowFreesPages(t *testing.T) {
