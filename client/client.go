@@ -170,14 +170,26 @@ func (c *Client) Get(ctx context.Context, id string) (*Job, error) {
 	return newJob(resp.GetJob()), err
 }
 
-// List returns all jobs that the coordinator keeps, newest first.
-func (c *Client) List(ctx context.Context) ([]*Job, error) {
-	resp, err := unary(ctx, c, "list jobs", c.service.ListJobs, &headwaterv1.ListJobsRequest{})
-	jobs := make([]*Job, len(resp.GetJobs()))
-	for i, m := range resp.GetJobs() {
-		jobs[i] = newJob(m)
+// listedJobs is how many jobs List asks for at once.
+const listedJobs = 256
+
+// List returns all jobs that the cluster's coordinators keep, newest first.
+func (c *Client) List(ctx context.Context) (all []*Job, err error) {
+	for req := (&headwaterv1.ListJobsRequest{Limit: listedJobs}); ; {
+		resp, err := unary(ctx, c, "list jobs", c.service.ListJobs, req)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range resp.GetJobs() {
+			all = append(all, newJob(m))
+		}
+		if n := len(resp.GetJobs()); !resp.GetMore() || n == 0 {
+			return all, nil
+		} else {
+			last := resp.GetJobs()[n-1]
+			req = &headwaterv1.ListJobsRequest{Limit: listedJobs, After: &headwaterv1.JobPlace{Created: last.GetCreated(), Id: last.GetId()}}
+		}
 	}
-	return jobs, err
 }
 
 // Cancel cancels a job and returns it. If the job has ended, nothing changes.
@@ -240,7 +252,7 @@ func (c *Client) Watch(ctx context.Context, id string, changed func(*Job)) (*Job
 	}
 }
 
-// Wait is a Watch that survives a restart of the coordinator: it reconnects until ReconnectWait has passed without
+// Wait is a Watch that survives a restart of the coordinator, and of the one whose job it is: it reconnects until ReconnectWait has passed without
 // news. If the job ends without a result, the error is *JobError.
 func (c *Client) Wait(ctx context.Context, id string, changed func(*Job)) (*Job, error) {
 	heard := time.Now()
@@ -252,7 +264,7 @@ func (c *Client) Wait(ctx context.Context, id string, changed func(*Job)) (*Job,
 			}
 		})
 		switch {
-		case errors.Is(err, ErrUnreachable) && ctx.Err() == nil:
+		case (errors.Is(err, ErrUnreachable) || elsewhere(err) && time.Since(heard) < ReconnectWait) && ctx.Err() == nil:
 			if !c.reconnect(ctx, heard.Add(ReconnectWait)) {
 				return job, err
 			}
@@ -264,6 +276,12 @@ func (c *Client) Wait(ctx context.Context, id string, changed func(*Job)) (*Job,
 			return job, nil
 		}
 	}
+}
+
+// elsewhere tells whether a job's coordinator did not answer, and another one has said so.
+func elsewhere(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Coordinator != ""
 }
 
 // reconnect waits until the coordinator can be asked again, and reports whether it can. It pauses first, because a

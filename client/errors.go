@@ -88,6 +88,8 @@ type Error struct {
 	// Answered says that the coordinator itself gave the code. Unavailable then means that it can't do it now.
 	Answered bool
 	Quota    *Quota // the tenant's limit that was met, for ErrOverQuota
+	// Coordinator is the one whose job it is, if that one does not answer and another one says so.
+	Coordinator string
 }
 
 // Quota is a tenant's limit that a call would exceed.
@@ -327,7 +329,7 @@ func (c *Client) wrap(doing string, err error) error {
 	if file, rest, ok := strings.Cut(message, ": "); ok && strings.HasSuffix(doing, " "+file) {
 		message = rest
 	}
-	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: message, Quota: newQuota(quotaproto.FromStatus(s))}
+	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: message, Quota: newQuota(quotaproto.FromStatus(s)), Coordinator: rpc.UnreachableIn(s)}
 }
 
 // wrapAnswer is wrap for an error in place of a call's first answer. If the coordinator gave the error, it sent its

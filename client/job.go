@@ -23,9 +23,12 @@ const (
 	JobSucceeded JobState = "succeeded" // ended with a result
 	JobFailed    JobState = "failed"    // ended with an error
 	JobCancelled JobState = "cancelled" // ended by request
+
+	// JobUnreachable is that of a job whose coordinator does not answer: what is said of it is what another one remembers.
+	JobUnreachable JobState = "unreachable"
 )
 
-// JobStates has all states, in order.
+// JobStates has all states that a job can be in, in order.
 var JobStates = []JobState{JobUploading, JobQueued, JobRunning, JobSucceeded, JobFailed, JobCancelled}
 
 func jobState(s headwaterv1.JobState) JobState {
@@ -46,6 +49,7 @@ type Job struct {
 	ContentHash  string                 // SHA-256 over the file's hash and the effective options, in hexadecimal; "" while it is not known
 	SizeBytes    uint64                 // of the job file
 	Created      time.Time              // when it was accepted
+	Heard        time.Time              // when its coordinator was last heard of, of an unreachable one; else zero
 	Started      time.Time              // when it last started; zero if it has not
 	Ended        time.Time              // zero if it has not
 	Attempts     int                    // how many times it was started
@@ -99,7 +103,7 @@ func newJob(m *headwaterv1.Job) *Job {
 	j := &Job{
 		ID: m.GetId(), Key: m.GetKey(), Name: m.GetName(), Kind: m.GetKind(), State: jobState(m.GetState()), Error: m.GetError(),
 		ErrorCode: codes.Code(m.GetErrorCode()), ContentHash: m.GetContentHash(), SizeBytes: m.GetSizeBytes(),
-		Created: instant(m.GetCreated()), Started: instant(m.GetStarted()), Ended: instant(m.GetEnded()), Attempts: int(m.GetAttempts()), Crashes: int(m.GetCrashes()),
+		Created: instant(m.GetCreated()), Heard: instant(m.GetHeard()), Started: instant(m.GetStarted()), Ended: instant(m.GetEnded()), Attempts: int(m.GetAttempts()), Crashes: int(m.GetCrashes()),
 		ResultSHA256: m.GetResultSha256(), ResultBytes: m.GetResultBytes(),
 	}
 	if codec, err := layerproto.ReadContextCodec(m.GetCodec()); err == nil {

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater.example/coordinator/jobs"
+	"headwater.example/coordinator/peers"
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/observe"
@@ -91,6 +92,7 @@ type Coordinator struct {
 	config   Config
 	flight   *rpc.Flight
 	jobs     *jobs.Queue
+	peers    *peers.Peers // and this coordinator's jobs
 	sessions *sessions.Relay
 
 	explaining chan struct{} // holds one element while a job is explained
@@ -108,15 +110,19 @@ func Open(c Config) (*Coordinator, error) {
 		c.Observe = observe.Quiet()
 	}
 	made := &Coordinator{explaining: make(chan struct{}, 1), config: c}
+	made.peers = peers.New(peers.Config{
+		Name: c.Name, DataDir: c.DataDir, View: c.View, Logger: c.Logger, Security: c.Security, KeepFor: cmp.Or(c.KeepFor, DefaultKeepFor), Now: c.Now,
+	})
 	queue, err := jobs.Open(jobs.Config{
 		Name: c.Name, Version: c.Version, DataDir: c.DataDir, View: c.View, Logger: c.Logger,
 		WorkerWait: c.WorkerWait, Deadline: c.Deadline, BlockBytes: c.BlockBytes,
 		KeepJobs: c.KeepJobs, KeepFor: c.KeepFor, KeepBytes: c.KeepBytes,
-		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now, Observe: c.Observe, Security: c.Security, Tenants: made.tenants,
+		UploadStall: c.UploadStall, RoomPause: c.RoomPause, Now: c.Now, Observe: c.Observe, Security: c.Security, Tenants: made.tenants, Elsewhere: made.peers.Elsewhere,
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, made.peers.Close())
 	}
+	made.peers.Own(queue)
 	known, err := readKnown(c.DataDir)
 	if err != nil {
 		c.Logger.Warn("the cluster's workers before this start are not known", "error", err)
@@ -154,7 +160,7 @@ func (c *Coordinator) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOp
 
 // Register adds the services to a server, which is made with ServerOptions; or with rpc.ServerOptions, and then bounds nothing.
 func (c *Coordinator) Register(s grpc.ServiceRegistrar) {
-	headwaterv1.RegisterCoordinatorServiceServer(s, service{c.jobs, c.sessions})
+	headwaterv1.RegisterCoordinatorServiceServer(s, service{c.peers, c.jobs, c.sessions})
 	session.Register(s, c.sessions)
 	headwaterv1.RegisterClusterServiceServer(s, c.sessions.Cluster())
 }
@@ -167,6 +173,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	defer relay.Wait()
 	defer end()
 	relay.Go(func() { c.sessions.Run(ctx) })
+	relay.Go(func() { c.peers.Run(ctx) })
 	relay.Go(func() {
 		keepKnown(ctx, c.config.DataDir, cmp.Or(c.config.RoomPause, jobs.DefaultRoomPause), c.config.View, c.sessions, c.config.Logger)
 	})
@@ -174,4 +181,6 @@ func (c *Coordinator) Run(ctx context.Context) error {
 }
 
 // Close ends the connections to workers and closes the store of jobs. Call it after Run and the server have ended.
-func (c *Coordinator) Close() error { return errors.Join(c.sessions.Close(), c.jobs.Close()) }
+func (c *Coordinator) Close() error {
+	return errors.Join(c.sessions.Close(), c.jobs.Close(), c.peers.Close())
+}

@@ -26,7 +26,7 @@ func ofDashboard(ctx context.Context) context.Context { return rpc.As(ctx, rpc.A
 // Picture is the cluster as the dashboard shows it: what Status, ListSessions and ListJobs answer, and what is counted here.
 func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) {
 	ctx = ofDashboard(ctx)
-	status, err := service{c.jobs, c.sessions}.Status(ctx, &headwaterv1.StatusRequest{})
+	status, err := service{c.peers, c.jobs, c.sessions}.Status(ctx, &headwaterv1.StatusRequest{})
 	if err != nil {
 		return nil, fmt.Errorf("ask for the status: %w", err)
 	}

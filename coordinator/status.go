@@ -4,19 +4,21 @@ import (
 	"context"
 
 	"headwater.example/coordinator/jobs"
+	"headwater.example/coordinator/peers"
 	"headwater.example/coordinator/sessions"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
-// service is the coordinator's own: that of jobs, and a status that says what sessions have seen of the workers.
+// service is the coordinator's own: that of the jobs of all coordinators, and a status that says what sessions have seen of the workers.
 type service struct {
-	*jobs.Queue
+	*peers.Peers
+	jobs     *jobs.Queue
 	sessions *sessions.Relay
 }
 
 // Status implements headwater.v1.CoordinatorService.
 func (s service) Status(ctx context.Context, req *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
-	resp, err := s.Queue.Status(ctx, req)
+	resp, err := s.jobs.Status(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,25 @@ type Config struct {
 	// Tenants tells what tenants may have and have, apart from jobs; nil tells nothing.
 	Tenants func() []*headwaterv1.TenantStatus
 
+	// Elsewhere says how a submission of a caller with a key is handed over to another coordinator, which has the job of that key; nil
+	// says that none is known to. The queue asks it for keys that it does not have. Nil never hands one over.
+	Elsewhere func(ctx context.Context, key string) Handover
+
 	Now func() time.Time // clock; nil is time.Now
+}
+
+// Handover passes a submission on, and its answers back, until it has ended.
+type Handover func(context.Context, Submission) error
+
+// Submission is one that is handed over.
+type Submission struct {
+	First *headwaterv1.SubmitRequest // its announcement
+	// Next returns the next message, with the memory in which its data lies; io.EOF ends them. One goroutine calls it.
+	Next func() (*headwaterv1.SubmitRequest, *rpc.Buffer, error)
+	// Answer answers the client. One goroutine calls it.
+	Answer func(*headwaterv1.SubmitResponse) error
+	// Stop makes Next end.
+	Stop func()
 }
 
 // Queue is the jobs of one coordinator. Make it with Open. It implements headwater.v1.CoordinatorService.

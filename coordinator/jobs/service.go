@@ -29,8 +29,18 @@ func (q *Queue) GetJob(ctx context.Context, r *headwaterv1.GetJobRequest) (*head
 }
 
 // ListJobs implements headwater.v1.CoordinatorService.
-func (q *Queue) ListJobs(ctx context.Context, _ *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
-	return &headwaterv1.ListJobsResponse{Jobs: q.list(rpc.CallerOf(ctx))}, nil
+func (q *Queue) ListJobs(ctx context.Context, r *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
+	all := &headwaterv1.ListJobsResponse{}
+	for _, job := range q.list(rpc.CallerOf(ctx)) {
+		if !After(job, r.GetAfter()) {
+			continue
+		}
+		if r.GetBrief() {
+			job = brief(job)
+		}
+		all.Jobs = append(all.Jobs, job)
+	}
+	return Page(all, r.GetLimit()), nil
 }
 
 // WatchJob implements headwater.v1.CoordinatorService.

@@ -68,6 +68,9 @@ func (q *Queue) submit(stream submitStream) error {
 	if up.begin = first.message.GetBegin(); up.begin == nil {
 		return status.Error(codes.InvalidArgument, "a submission starts with its announcement")
 	}
+	if pass := up.elsewhere(); pass != nil {
+		return pass(ctx, Submission{First: first.message, Next: up.nextMessage, Answer: stream.Send, Stop: func() { cancel(nil) }})
+	}
 	c, err := up.admit()
 	if err != nil {
 		return err
@@ -82,6 +85,21 @@ func (q *Queue) submit(stream submitStream) error {
 		return err
 	}
 	return stream.Send(&headwaterv1.SubmitResponse{Job: c.snapshot()})
+}
+
+// elsewhere is how the submission is handed over, if another coordinator has the job of its key; else nil.
+func (u *upload) elsewhere() Handover {
+	key := u.begin.GetKey()
+	if u.Elsewhere == nil || key == "" || len(key) > shard.MaxText || u.jobs.keyed(key, u.tenant()) != nil {
+		return nil
+	}
+	return u.Elsewhere(u.ctx, key)
+}
+
+// nextMessage is next for who handles messages.
+func (u *upload) nextMessage() (*headwaterv1.SubmitRequest, *rpc.Buffer, error) {
+	p, err := u.next()
+	return p.message, p.memory, err
 }
 
 // upload is one submission under way.

@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -281,25 +280,31 @@ func (t *table) next(now time.Time) (e *entry, rest time.Duration) {
 // find returns a caller's job with this id, content hash or key, in this order: nobody's key hides what a hash names. Of several
 // jobs with one content hash it is one with a result, and of these one whose codec lost nothing; then the newest.
 func (t *table) find(caller rpc.Caller, id string) (*entry, error) {
-	return t.best(caller, id, func(job *headwaterv1.Job) int {
-		switch {
-		case job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
-			return 0
-		case job.GetCodec() != headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT:
-			return 1
-		}
-		return 2
-	})
+	return t.best(caller, id, Best)
+}
+
+// Best ranks the jobs that a content hash names, for who wants a result.
+func Best(job *headwaterv1.Job) int {
+	switch {
+	case job.GetState() != headwaterv1.JobState_JOB_STATE_SUCCEEDED:
+		return 0
+	case job.GetCodec() != headwaterv1.ContextCodec_CONTEXT_CODEC_EXACT:
+		return 1
+	}
+	return 2
 }
 
 // findUnended is find for who wants to end the job: one that has not ended comes first.
 func (t *table) findUnended(caller rpc.Caller, id string) (*entry, error) {
-	return t.best(caller, id, func(job *headwaterv1.Job) int {
-		if ended(job.GetState()) {
-			return 0
-		}
-		return 1
-	})
+	return t.best(caller, id, Unended)
+}
+
+// Unended ranks them for who wants to end the job.
+func Unended(job *headwaterv1.Job) int {
+	if ended(job.GetState()) {
+		return 0
+	}
+	return 1
 }
 
 // best returns the newest of a caller's jobs with this id, content hash or key that rank highest.
@@ -493,9 +498,7 @@ func (q *Queue) list(caller rpc.Caller) []*headwaterv1.Job {
 			jobs = append(jobs, job)
 		}
 	}
-	slices.SortStableFunc(jobs, func(a, b *headwaterv1.Job) int {
-		return cmp.Or(b.GetCreated().AsTime().Compare(a.GetCreated().AsTime()), cmp.Compare(b.GetId(), a.GetId()))
-	})
+	slices.SortStableFunc(jobs, Order)
 	return jobs
 }
 

@@ -41,6 +41,7 @@ type jobView struct {
 	ContentHash  string        `json:"content_hash"`
 	SizeBytes    uint64        `json:"size_bytes"`
 	Created      *time.Time    `json:"created,omitempty"`
+	Heard        *time.Time    `json:"heard,omitempty"` // of an unreachable job, its coordinator
 	Started      *time.Time    `json:"started,omitempty"`
 	Ended        *time.Time    `json:"ended,omitempty"`
 	Attempts     int           `json:"attempts"`
@@ -81,7 +82,7 @@ func viewJob(job *client.Job) jobView {
 	v := jobView{
 		ID: job.ID, Key: job.Key, Name: job.Name, State: string(job.State), Error: job.Error, Kind: job.Kind,
 		Codec: string(job.Codec), Lossy: lossy(job), ContentHash: job.ContentHash, SizeBytes: job.SizeBytes,
-		Created: when(job.Created), Started: when(job.Started), Ended: when(job.Ended), Attempts: job.Attempts,
+		Created: when(job.Created), Heard: when(job.Heard), Started: when(job.Started), Ended: when(job.Ended), Attempts: job.Attempts,
 		ResultSHA256: job.ResultSHA256, ResultBytes: job.ResultBytes,
 	}
 	for _, one := range job.Arithmetics {

@@ -37,7 +37,7 @@ func state(word string) painted {
 	switch word {
 	case "succeeded", "answers", "whole", "serving":
 		return painted{word, text.FgGreen}
-	case "failed", "left out", "half lost", "lost":
+	case "failed", "left out", "half lost", "lost", "unreachable":
 		return painted{word, text.FgRed}
 	case "running", "queued", "uploading", "part unseen":
 		return painted{word, text.FgYellow}

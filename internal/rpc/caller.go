@@ -11,8 +11,12 @@ import (
 	"headwater.example/internal/certs"
 )
 
-// tenantKey carries the tenant for whom a coordinator or a relay makes a call.
-const tenantKey = "headwater-tenant"
+const (
+	// tenantKey carries the tenant for whom a coordinator or a relay makes a call.
+	tenantKey = "headwater-tenant"
+	// passedOnKey carries the name of the coordinator that passes a call on to another one.
+	passedOnKey = "headwater-passed-on"
+)
 
 // Caller is for whom a call is made, as it was proven. The zero value is nobody, who owns nothing: a call of which nothing was proven
 // must not be taken for one that may do everything.
@@ -28,6 +32,21 @@ type Caller struct {
 // Anyone is bound to no tenant: whoever uses a server without certificates or by its Unix socket, and what a process does of its own
 // accord. Who is let in by a certificate as the cluster's own part, or as its admin, is unbound as well.
 var Anyone = Caller{Unbound: true}
+
+// Nobody tells whether nothing of the caller is proven that could own anything.
+func (c Caller) Nobody() bool { return !c.Unbound && c.Tenant == "" }
+
+// PassOn returns a context for a call of the same caller that a coordinator of a name passes on to another one. Who has made it is said as
+// it is of all calls (As), and is believed of a coordinator alone. It must not be Nobody: of a coordinator, a call that names nobody is its
+// own.
+func PassOn(ctx context.Context, coordinator string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, passedOnKey, coordinator)
+}
+
+// PassedOn tells whether a call was passed on. Such a call is not passed on again.
+func PassedOn(ctx context.Context) bool {
+	return len(metadata.ValueFromIncomingContext(ctx, passedOnKey)) > 0
+}
 
 type callerKey struct{}
 

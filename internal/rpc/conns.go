@@ -32,8 +32,12 @@ type Conn struct {
 	users int // guarded by set.mu
 }
 
-// Peer is whom a connection is to: a worker by its name, or a coordinator or a relay, whose name is its address.
-type Peer struct{ Name, Address string }
+// Peer is whom a connection is to: a worker by its name, a coordinator by its name, or one of any name, or a relay, whose name is its
+// address.
+type Peer struct {
+	Name, Address string
+	Coordinator   bool // of this name
+}
 
 // NewConns makes an empty set, whose connections are made as the security says, with the options.
 func NewConns(security *Security, options ...grpc.DialOption) *Conns {

@@ -88,7 +88,7 @@ func TestWhoIsAlive(t *testing.T) {
 	conns := NewConns(nil, DialOptions()...)
 	defer conns.Close()
 	for l, alive := range map[net.Listener]bool{good: true, none: true, mute: false} {
-		conn, err := conns.Use(Peer{"w1", l.Addr().String()})
+		conn, err := conns.Use(Peer{Name: "w1", Address: l.Addr().String()})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -115,12 +115,16 @@ const (
 
 // Expectation is whom a client takes at the other end. The zero value is a coordinator, or a relay, of any name.
 type Expectation struct {
-	Worker string // name of a worker
+	Worker      string // name of a worker
+	Coordinator string // name of a coordinator
 }
 
 // expect says whom a peer has to be.
 func expect(p Peer) Expectation {
-	if p.Name == p.Address {
+	switch {
+	case p.Coordinator:
+		return Expectation{Coordinator: p.Name}
+	case p.Name == p.Address:
 		return Expectation{}
 	}
 	return Expectation{Worker: p.Name}
@@ -128,6 +132,9 @@ func expect(p Peer) Expectation {
 
 func (e Expectation) check(h certs.Holder, at net.Addr) *certs.Error {
 	switch {
+	case e.Coordinator != "" && h.Role == certs.Coordinator && h.Is(e.Coordinator):
+	case e.Coordinator != "":
+		return &certs.Error{Reason: certs.WrongName, Why: fmt.Sprintf("what answers at %s is %s by its certificate, and coordinator %s was looked for", at, h, e.Coordinator)}
 	case e.Worker == "" && (h.Role == certs.Coordinator || h.Role == certs.Relay):
 	case e.Worker == "":
 		return &certs.Error{Reason: certs.WrongRole, Why: fmt.Sprintf("what answers at %s is %s, and a coordinator was looked for", at, h)}
@@ -139,13 +146,13 @@ func (e Expectation) check(h certs.Holder, at net.Addr) *certs.Error {
 	return nil
 }
 
-// notTrusted begins what is said of a coordinator that this end does not take: trying again changes nothing. A worker that is not
-// who was looked for may come back.
+// notTrusted begins what is said of a coordinator that this end does not take: trying again changes nothing. Who was looked for by name
+// may come back.
 const notTrusted = "not trusted: "
 
 // says is an error about who is expected.
 func (e Expectation) says(why string) error {
-	if e.Worker == "" {
+	if e == (Expectation{}) {
 		return errors.New(notTrusted + why)
 	}
 	return errors.New(why)

@@ -41,6 +41,8 @@ const (
 	JobState_JOB_STATE_FAILED JobState = 5
 	// Ended by request.
 	JobState_JOB_STATE_CANCELLED JobState = 6
+	// Its coordinator does not answer: what is said of the job is what another coordinator remembers. Since version 1.4.
+	JobState_JOB_STATE_UNREACHABLE JobState = 7
 )
 
 // Enum value maps for JobState.
@@ -53,6 +55,7 @@ var (
 		4: "JOB_STATE_SUCCEEDED",
 		5: "JOB_STATE_FAILED",
 		6: "JOB_STATE_CANCELLED",
+		7: "JOB_STATE_UNREACHABLE",
 	}
 	JobState_value = map[string]int32{
 		"JOB_STATE_UNSPECIFIED": 0,
@@ -62,6 +65,7 @@ var (
 		"JOB_STATE_SUCCEEDED":   4,
 		"JOB_STATE_FAILED":      5,
 		"JOB_STATE_CANCELLED":   6,
+		"JOB_STATE_UNREACHABLE": 7,
 	}
 )
 
@@ -454,7 +458,9 @@ type Job struct {
 	// Whose job it is: the tenant that its submission was proven to come from; empty without certificates. Since version 1.3.
 	Tenant string `protobuf:"bytes,20,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	// The arithmetics of its problems, each once. Since version 1.4.
-	Arithmetics   []Arithmetic `protobuf:"varint,21,rep,packed,name=arithmetics,proto3,enum=headwater.v1.Arithmetic" json:"arithmetics,omitempty"`
+	Arithmetics []Arithmetic `protobuf:"varint,21,rep,packed,name=arithmetics,proto3,enum=headwater.v1.Arithmetic" json:"arithmetics,omitempty"`
+	// When its coordinator was last heard of, if the job is UNREACHABLE. Since version 1.4.
+	Heard         *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=heard,proto3" json:"heard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -632,6 +638,13 @@ func (x *Job) GetTenant() string {
 func (x *Job) GetArithmetics() []Arithmetic {
 	if x != nil {
 		return x.Arithmetics
+	}
+	return nil
+}
+
+func (x *Job) GetHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Heard
 	}
 	return nil
 }
@@ -993,9 +1006,15 @@ func (x *GetJobResponse) GetJob() *Job {
 	return nil
 }
 
-// ListJobsRequest asks for all jobs.
+// ListJobsRequest asks for all jobs, or for a page of them.
 type ListJobsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most jobs of a page; 0 is all jobs at once, which may be more than a message holds. Since version 1.4.
+	Limit uint32 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	// The last job of the page before; absent begins anew. Since version 1.4.
+	After *JobPlace `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	// Leave out what does not tell one job from another: reports, progress and errors. Since version 1.4.
+	Brief         bool `protobuf:"varint,3,opt,name=brief,proto3" json:"brief,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1030,18 +1049,96 @@ func (*ListJobsRequest) Descriptor() ([]byte, []int) {
 	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{10}
 }
 
-// ListJobsResponse is all jobs, newest first.
+func (x *ListJobsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListJobsRequest) GetAfter() *JobPlace {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *ListJobsRequest) GetBrief() bool {
+	if x != nil {
+		return x.Brief
+	}
+	return false
+}
+
+// JobPlace is a job's place in the order of all jobs: newest first, and of the same time by descending id. Since version 1.4.
+type JobPlace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was accepted.
+	Created *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=created,proto3" json:"created,omitempty"`
+	// Its id.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobPlace) Reset() {
+	*x = JobPlace{}
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobPlace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobPlace) ProtoMessage() {}
+
+func (x *JobPlace) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobPlace.ProtoReflect.Descriptor instead.
+func (*JobPlace) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *JobPlace) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *JobPlace) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// ListJobsResponse is jobs, newest first.
 type ListJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The jobs.
-	Jobs          []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	Jobs []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	// Whether there are more after them. Since version 1.4.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1150,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[11]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1163,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -1074,6 +1171,13 @@ func (x *ListJobsResponse) GetJobs() []*Job {
 		return x.Jobs
 	}
 	return nil
+}
+
+func (x *ListJobsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 // WatchJobRequest names a job.
@@ -1087,7 +1191,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1203,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[12]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1216,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchJobRequest) GetId() string {
@@ -1133,7 +1237,7 @@ type WatchJobResponse struct {
 
 func (x *WatchJobResponse) Reset() {
 	*x = WatchJobResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1249,7 @@ func (x *WatchJobResponse) String() string {
 func (*WatchJobResponse) ProtoMessage() {}
 
 func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[13]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1262,7 @@ func (x *WatchJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchJobResponse) GetJob() *Job {
@@ -1179,7 +1283,7 @@ type CancelJobRequest struct {
 
 func (x *CancelJobRequest) Reset() {
 	*x = CancelJobRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1295,7 @@ func (x *CancelJobRequest) String() string {
 func (*CancelJobRequest) ProtoMessage() {}
 
 func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[14]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1308,7 @@ func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CancelJobRequest) GetId() string {
@@ -1225,7 +1329,7 @@ type CancelJobResponse struct {
 
 func (x *CancelJobResponse) Reset() {
 	*x = CancelJobResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1341,7 @@ func (x *CancelJobResponse) String() string {
 func (*CancelJobResponse) ProtoMessage() {}
 
 func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[15]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1354,7 @@ func (x *CancelJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobResponse.ProtoReflect.Descriptor instead.
 func (*CancelJobResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CancelJobResponse) GetJob() *Job {
@@ -1271,7 +1375,7 @@ type DeleteJobRequest struct {
 
 func (x *DeleteJobRequest) Reset() {
 	*x = DeleteJobRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1387,7 @@ func (x *DeleteJobRequest) String() string {
 func (*DeleteJobRequest) ProtoMessage() {}
 
 func (x *DeleteJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[16]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1400,7 @@ func (x *DeleteJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteJobRequest.ProtoReflect.Descriptor instead.
 func (*DeleteJobRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteJobRequest) GetId() string {
@@ -1317,7 +1421,7 @@ type DeleteJobResponse struct {
 
 func (x *DeleteJobResponse) Reset() {
 	*x = DeleteJobResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1433,7 @@ func (x *DeleteJobResponse) String() string {
 func (*DeleteJobResponse) ProtoMessage() {}
 
 func (x *DeleteJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[17]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1446,7 @@ func (x *DeleteJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteJobResponse.ProtoReflect.Descriptor instead.
 func (*DeleteJobResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteJobResponse) GetJob() *Job {
@@ -1363,7 +1467,7 @@ type DownloadResultRequest struct {
 
 func (x *DownloadResultRequest) Reset() {
 	*x = DownloadResultRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1479,7 @@ func (x *DownloadResultRequest) String() string {
 func (*DownloadResultRequest) ProtoMessage() {}
 
 func (x *DownloadResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[18]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1492,7 @@ func (x *DownloadResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadResultRequest.ProtoReflect.Descriptor instead.
 func (*DownloadResultRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DownloadResultRequest) GetId() string {
@@ -1411,7 +1515,7 @@ type DownloadResultResponse struct {
 
 func (x *DownloadResultResponse) Reset() {
 	*x = DownloadResultResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1527,7 @@ func (x *DownloadResultResponse) String() string {
 func (*DownloadResultResponse) ProtoMessage() {}
 
 func (x *DownloadResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[19]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1540,7 @@ func (x *DownloadResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DownloadResultResponse.ProtoReflect.Descriptor instead.
 func (*DownloadResultResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DownloadResultResponse) GetJob() *Job {
@@ -1462,7 +1566,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +1578,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[20]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +1591,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{21}
 }
 
 // StatusResponse is the cluster as the coordinator sees it.
@@ -1517,7 +1621,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1633,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[21]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1646,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatusResponse) GetName() string {
@@ -1623,7 +1727,7 @@ type TenantStatus struct {
 
 func (x *TenantStatus) Reset() {
 	*x = TenantStatus{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1739,7 @@ func (x *TenantStatus) String() string {
 func (*TenantStatus) ProtoMessage() {}
 
 func (x *TenantStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[22]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1752,7 @@ func (x *TenantStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantStatus.ProtoReflect.Descriptor instead.
 func (*TenantStatus) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TenantStatus) GetTenant() string {
@@ -1692,7 +1796,7 @@ type WorkerStatus struct {
 
 func (x *WorkerStatus) Reset() {
 	*x = WorkerStatus{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1808,7 @@ func (x *WorkerStatus) String() string {
 func (*WorkerStatus) ProtoMessage() {}
 
 func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[23]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1821,7 @@ func (x *WorkerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerStatus.ProtoReflect.Descriptor instead.
 func (*WorkerStatus) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WorkerStatus) GetWorker() *DescribeResponse {
@@ -1777,7 +1881,7 @@ type AnswerTimes struct {
 
 func (x *AnswerTimes) Reset() {
 	*x = AnswerTimes{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +1893,7 @@ func (x *AnswerTimes) String() string {
 func (*AnswerTimes) ProtoMessage() {}
 
 func (x *AnswerTimes) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[24]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +1906,7 @@ func (x *AnswerTimes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerTimes.ProtoReflect.Descriptor instead.
 func (*AnswerTimes) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AnswerTimes) GetCount() uint64 {
@@ -1860,7 +1964,7 @@ type StateCount struct {
 
 func (x *StateCount) Reset() {
 	*x = StateCount{}
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[25]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1976,7 @@ func (x *StateCount) String() string {
 func (*StateCount) ProtoMessage() {}
 
 func (x *StateCount) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_coordinator_proto_msgTypes[25]
+	mi := &file_headwater_v1_coordinator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1989,7 @@ func (x *StateCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateCount.ProtoReflect.Descriptor instead.
 func (*StateCount) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_coordinator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StateCount) GetState() JobState {
@@ -1926,7 +2030,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\x06R\x04hash\"I\n" +
 	"\x0eSubmitResponse\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\x12\x12\n" +
-	"\x04send\x18\x02 \x01(\bR\x04send\"\xf8\x05\n" +
+	"\x04send\x18\x02 \x01(\bR\x04send\"\xaa\x06\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x12\n" +
@@ -1951,7 +2055,8 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x05codec\x18\x12 \x01(\x0e2\x1a.headwater.v1.ContextCodecR\x05codec\x12\x18\n" +
 	"\acrashes\x18\x13 \x01(\rR\acrashes\x12\x16\n" +
 	"\x06tenant\x18\x14 \x01(\tR\x06tenant\x12:\n" +
-	"\varithmetics\x18\x15 \x03(\x0e2\x18.headwater.v1.ArithmeticR\varithmetics\"\x97\x01\n" +
+	"\varithmetics\x18\x15 \x03(\x0e2\x18.headwater.v1.ArithmeticR\varithmetics\x120\n" +
+	"\x05heard\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\"\x97\x01\n" +
 	"\bProgress\x12!\n" +
 	"\floaded_bytes\x18\x01 \x01(\x04R\vloadedBytes\x12\x1d\n" +
 	"\n" +
@@ -1978,10 +2083,17 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\rGetJobRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"5\n" +
 	"\x0eGetJobResponse\x12#\n" +
-	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\"\x11\n" +
-	"\x0fListJobsRequest\"9\n" +
+	"\x03job\x18\x01 \x01(\v2\x11.headwater.v1.JobR\x03job\"k\n" +
+	"\x0fListJobsRequest\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\x12,\n" +
+	"\x05after\x18\x02 \x01(\v2\x16.headwater.v1.JobPlaceR\x05after\x12\x14\n" +
+	"\x05brief\x18\x03 \x01(\bR\x05brief\"P\n" +
+	"\bJobPlace\x124\n" +
+	"\acreated\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"M\n" +
 	"\x10ListJobsResponse\x12%\n" +
-	"\x04jobs\x18\x01 \x03(\v2\x11.headwater.v1.JobR\x04jobs\"!\n" +
+	"\x04jobs\x18\x01 \x03(\v2\x11.headwater.v1.JobR\x04jobs\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"!\n" +
 	"\x0fWatchJobRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"7\n" +
 	"\x10WatchJobResponse\x12#\n" +
@@ -2030,7 +2142,7 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\n" +
 	"StateCount\x12,\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x16.headwater.v1.JobStateR\x05state\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count*\xb3\x01\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count*\xce\x01\n" +
 	"\bJobState\x12\x19\n" +
 	"\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13JOB_STATE_UPLOADING\x10\x01\x12\x14\n" +
@@ -2038,7 +2150,8 @@ const file_headwater_v1_coordinator_proto_rawDesc = "" +
 	"\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n" +
 	"\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n" +
 	"\x10JOB_STATE_FAILED\x10\x05\x12\x17\n" +
-	"\x13JOB_STATE_CANCELLED\x10\x062\xfa\x04\n" +
+	"\x13JOB_STATE_CANCELLED\x10\x06\x12\x19\n" +
+	"\x15JOB_STATE_UNREACHABLE\x10\a2\xfa\x04\n" +
 	"\x12CoordinatorService\x12G\n" +
 	"\x06Submit\x12\x1b.headwater.v1.SubmitRequest\x1a\x1c.headwater.v1.SubmitResponse(\x010\x01\x12C\n" +
 	"\x06GetJob\x12\x1b.headwater.v1.GetJobRequest\x1a\x1c.headwater.v1.GetJobResponse\x12I\n" +
@@ -2062,7 +2175,7 @@ func file_headwater_v1_coordinator_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_coordinator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_headwater_v1_coordinator_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_headwater_v1_coordinator_proto_goTypes = []any{
 	(JobState)(0),                  // 0: headwater.v1.JobState
 	(*SubmitRequest)(nil),          // 1: headwater.v1.SubmitRequest
@@ -2076,83 +2189,87 @@ var file_headwater_v1_coordinator_proto_goTypes = []any{
 	(*GetJobRequest)(nil),          // 9: headwater.v1.GetJobRequest
 	(*GetJobResponse)(nil),         // 10: headwater.v1.GetJobResponse
 	(*ListJobsRequest)(nil),        // 11: headwater.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),       // 12: headwater.v1.ListJobsResponse
-	(*WatchJobRequest)(nil),        // 13: headwater.v1.WatchJobRequest
-	(*WatchJobResponse)(nil),       // 14: headwater.v1.WatchJobResponse
-	(*CancelJobRequest)(nil),       // 15: headwater.v1.CancelJobRequest
-	(*CancelJobResponse)(nil),      // 16: headwater.v1.CancelJobResponse
-	(*DeleteJobRequest)(nil),       // 17: headwater.v1.DeleteJobRequest
-	(*DeleteJobResponse)(nil),      // 18: headwater.v1.DeleteJobResponse
-	(*DownloadResultRequest)(nil),  // 19: headwater.v1.DownloadResultRequest
-	(*DownloadResultResponse)(nil), // 20: headwater.v1.DownloadResultResponse
-	(*StatusRequest)(nil),          // 21: headwater.v1.StatusRequest
-	(*StatusResponse)(nil),         // 22: headwater.v1.StatusResponse
-	(*TenantStatus)(nil),           // 23: headwater.v1.TenantStatus
-	(*WorkerStatus)(nil),           // 24: headwater.v1.WorkerStatus
-	(*AnswerTimes)(nil),            // 25: headwater.v1.AnswerTimes
-	(*StateCount)(nil),             // 26: headwater.v1.StateCount
-	(ContextCodec)(0),              // 27: headwater.v1.ContextCodec
-	(*durationpb.Duration)(nil),    // 28: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 29: google.protobuf.Timestamp
-	(Arithmetic)(0),                // 30: headwater.v1.Arithmetic
-	(*TenantAmounts)(nil),          // 31: headwater.v1.TenantAmounts
-	(*DescribeResponse)(nil),       // 32: headwater.v1.DescribeResponse
+	(*JobPlace)(nil),               // 12: headwater.v1.JobPlace
+	(*ListJobsResponse)(nil),       // 13: headwater.v1.ListJobsResponse
+	(*WatchJobRequest)(nil),        // 14: headwater.v1.WatchJobRequest
+	(*WatchJobResponse)(nil),       // 15: headwater.v1.WatchJobResponse
+	(*CancelJobRequest)(nil),       // 16: headwater.v1.CancelJobRequest
+	(*CancelJobResponse)(nil),      // 17: headwater.v1.CancelJobResponse
+	(*DeleteJobRequest)(nil),       // 18: headwater.v1.DeleteJobRequest
+	(*DeleteJobResponse)(nil),      // 19: headwater.v1.DeleteJobResponse
+	(*DownloadResultRequest)(nil),  // 20: headwater.v1.DownloadResultRequest
+	(*DownloadResultResponse)(nil), // 21: headwater.v1.DownloadResultResponse
+	(*StatusRequest)(nil),          // 22: headwater.v1.StatusRequest
+	(*StatusResponse)(nil),         // 23: headwater.v1.StatusResponse
+	(*TenantStatus)(nil),           // 24: headwater.v1.TenantStatus
+	(*WorkerStatus)(nil),           // 25: headwater.v1.WorkerStatus
+	(*AnswerTimes)(nil),            // 26: headwater.v1.AnswerTimes
+	(*StateCount)(nil),             // 27: headwater.v1.StateCount
+	(ContextCodec)(0),              // 28: headwater.v1.ContextCodec
+	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 30: google.protobuf.Timestamp
+	(Arithmetic)(0),                // 31: headwater.v1.Arithmetic
+	(*TenantAmounts)(nil),          // 32: headwater.v1.TenantAmounts
+	(*DescribeResponse)(nil),       // 33: headwater.v1.DescribeResponse
 }
 var file_headwater_v1_coordinator_proto_depIdxs = []int32{
 	2,  // 0: headwater.v1.SubmitRequest.begin:type_name -> headwater.v1.SubmitBegin
 	3,  // 1: headwater.v1.SubmitRequest.end:type_name -> headwater.v1.SubmitEnd
-	27, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
-	28, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
+	28, // 2: headwater.v1.SubmitBegin.codec:type_name -> headwater.v1.ContextCodec
+	29, // 3: headwater.v1.SubmitBegin.deadline:type_name -> google.protobuf.Duration
 	5,  // 4: headwater.v1.SubmitResponse.job:type_name -> headwater.v1.Job
 	0,  // 5: headwater.v1.Job.state:type_name -> headwater.v1.JobState
-	29, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
-	29, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
-	29, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
+	30, // 6: headwater.v1.Job.created:type_name -> google.protobuf.Timestamp
+	30, // 7: headwater.v1.Job.started:type_name -> google.protobuf.Timestamp
+	30, // 8: headwater.v1.Job.ended:type_name -> google.protobuf.Timestamp
 	6,  // 9: headwater.v1.Job.progress:type_name -> headwater.v1.Progress
 	7,  // 10: headwater.v1.Job.report:type_name -> headwater.v1.Report
-	27, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
-	30, // 12: headwater.v1.Job.arithmetics:type_name -> headwater.v1.Arithmetic
-	8,  // 13: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
-	28, // 14: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
-	28, // 15: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
-	28, // 16: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
-	5,  // 17: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 18: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
-	5,  // 19: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 20: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 21: headwater.v1.DeleteJobResponse.job:type_name -> headwater.v1.Job
-	5,  // 22: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
-	24, // 23: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
-	26, // 24: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
-	29, // 25: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
-	23, // 26: headwater.v1.StatusResponse.tenants:type_name -> headwater.v1.TenantStatus
-	30, // 27: headwater.v1.StatusResponse.auto_arithmetic:type_name -> headwater.v1.Arithmetic
-	31, // 28: headwater.v1.TenantStatus.limit:type_name -> headwater.v1.TenantAmounts
-	31, // 29: headwater.v1.TenantStatus.used:type_name -> headwater.v1.TenantAmounts
-	32, // 30: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
-	25, // 31: headwater.v1.WorkerStatus.answers:type_name -> headwater.v1.AnswerTimes
-	0,  // 32: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
-	1,  // 33: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
-	9,  // 34: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
-	11, // 35: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
-	13, // 36: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
-	15, // 37: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
-	17, // 38: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
-	19, // 39: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
-	21, // 40: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
-	4,  // 41: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
-	10, // 42: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
-	12, // 43: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
-	14, // 44: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
-	16, // 45: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
-	18, // 46: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
-	20, // 47: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
-	22, // 48: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
-	41, // [41:49] is the sub-list for method output_type
-	33, // [33:41] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	28, // 11: headwater.v1.Job.codec:type_name -> headwater.v1.ContextCodec
+	31, // 12: headwater.v1.Job.arithmetics:type_name -> headwater.v1.Arithmetic
+	30, // 13: headwater.v1.Job.heard:type_name -> google.protobuf.Timestamp
+	8,  // 14: headwater.v1.Report.workers:type_name -> headwater.v1.WorkerReport
+	29, // 15: headwater.v1.Report.elapsed:type_name -> google.protobuf.Duration
+	29, // 16: headwater.v1.WorkerReport.compute:type_name -> google.protobuf.Duration
+	29, // 17: headwater.v1.WorkerReport.wire:type_name -> google.protobuf.Duration
+	5,  // 18: headwater.v1.GetJobResponse.job:type_name -> headwater.v1.Job
+	12, // 19: headwater.v1.ListJobsRequest.after:type_name -> headwater.v1.JobPlace
+	30, // 20: headwater.v1.JobPlace.created:type_name -> google.protobuf.Timestamp
+	5,  // 21: headwater.v1.ListJobsResponse.jobs:type_name -> headwater.v1.Job
+	5,  // 22: headwater.v1.WatchJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 23: headwater.v1.CancelJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 24: headwater.v1.DeleteJobResponse.job:type_name -> headwater.v1.Job
+	5,  // 25: headwater.v1.DownloadResultResponse.job:type_name -> headwater.v1.Job
+	25, // 26: headwater.v1.StatusResponse.workers:type_name -> headwater.v1.WorkerStatus
+	27, // 27: headwater.v1.StatusResponse.jobs:type_name -> headwater.v1.StateCount
+	30, // 28: headwater.v1.StatusResponse.started:type_name -> google.protobuf.Timestamp
+	24, // 29: headwater.v1.StatusResponse.tenants:type_name -> headwater.v1.TenantStatus
+	31, // 30: headwater.v1.StatusResponse.auto_arithmetic:type_name -> headwater.v1.Arithmetic
+	32, // 31: headwater.v1.TenantStatus.limit:type_name -> headwater.v1.TenantAmounts
+	32, // 32: headwater.v1.TenantStatus.used:type_name -> headwater.v1.TenantAmounts
+	33, // 33: headwater.v1.WorkerStatus.worker:type_name -> headwater.v1.DescribeResponse
+	26, // 34: headwater.v1.WorkerStatus.answers:type_name -> headwater.v1.AnswerTimes
+	0,  // 35: headwater.v1.StateCount.state:type_name -> headwater.v1.JobState
+	1,  // 36: headwater.v1.CoordinatorService.Submit:input_type -> headwater.v1.SubmitRequest
+	9,  // 37: headwater.v1.CoordinatorService.GetJob:input_type -> headwater.v1.GetJobRequest
+	11, // 38: headwater.v1.CoordinatorService.ListJobs:input_type -> headwater.v1.ListJobsRequest
+	14, // 39: headwater.v1.CoordinatorService.WatchJob:input_type -> headwater.v1.WatchJobRequest
+	16, // 40: headwater.v1.CoordinatorService.CancelJob:input_type -> headwater.v1.CancelJobRequest
+	18, // 41: headwater.v1.CoordinatorService.DeleteJob:input_type -> headwater.v1.DeleteJobRequest
+	20, // 42: headwater.v1.CoordinatorService.DownloadResult:input_type -> headwater.v1.DownloadResultRequest
+	22, // 43: headwater.v1.CoordinatorService.Status:input_type -> headwater.v1.StatusRequest
+	4,  // 44: headwater.v1.CoordinatorService.Submit:output_type -> headwater.v1.SubmitResponse
+	10, // 45: headwater.v1.CoordinatorService.GetJob:output_type -> headwater.v1.GetJobResponse
+	13, // 46: headwater.v1.CoordinatorService.ListJobs:output_type -> headwater.v1.ListJobsResponse
+	15, // 47: headwater.v1.CoordinatorService.WatchJob:output_type -> headwater.v1.WatchJobResponse
+	17, // 48: headwater.v1.CoordinatorService.CancelJob:output_type -> headwater.v1.CancelJobResponse
+	19, // 49: headwater.v1.CoordinatorService.DeleteJob:output_type -> headwater.v1.DeleteJobResponse
+	21, // 50: headwater.v1.CoordinatorService.DownloadResult:output_type -> headwater.v1.DownloadResultResponse
+	23, // 51: headwater.v1.CoordinatorService.Status:output_type -> headwater.v1.StatusResponse
+	44, // [44:52] is the sub-list for method output_type
+	36, // [36:44] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_coordinator_proto_init() }
@@ -2172,7 +2289,7 @@ func file_headwater_v1_coordinator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_coordinator_proto_rawDesc), len(file_headwater_v1_coordinator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

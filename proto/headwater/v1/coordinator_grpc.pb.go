@@ -33,7 +33,9 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// CoordinatorService takes jobs, runs them and serves their results.
+// CoordinatorService takes jobs, runs them and serves their results. A job belongs to the coordinator that took it, which its id names; any
+// other coordinator of the cluster passes calls about it on. If the one whose job it is does not answer, the call is UNAVAILABLE with a
+// google.rpc.ErrorInfo: reason COORDINATOR_UNREACHABLE, and its name as "coordinator".
 type CoordinatorServiceClient interface {
 	// Submit takes one job. The client sends Begin and waits for the answer, so a job that can't run is refused before
 	// its bytes are sent. It then sends the bytes of a safetensors file in ascending pieces, and End if Begin has no
@@ -41,7 +43,7 @@ type CoordinatorServiceClient interface {
 	Submit(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SubmitRequest, SubmitResponse], error)
 	// GetJob returns one job.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
-	// ListJobs returns all jobs that are kept, newest first.
+	// ListJobs returns all jobs that the cluster's coordinators keep, newest first.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
 	// WatchJob sends the job whenever it changes, and ends once it has ended.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobResponse], error)
@@ -168,7 +170,9 @@ func (c *coordinatorServiceClient) Status(ctx context.Context, in *StatusRequest
 // All implementations must embed UnimplementedCoordinatorServiceServer
 // for forward compatibility.
 //
-// CoordinatorService takes jobs, runs them and serves their results.
+// CoordinatorService takes jobs, runs them and serves their results. A job belongs to the coordinator that took it, which its id names; any
+// other coordinator of the cluster passes calls about it on. If the one whose job it is does not answer, the call is UNAVAILABLE with a
+// google.rpc.ErrorInfo: reason COORDINATOR_UNREACHABLE, and its name as "coordinator".
 type CoordinatorServiceServer interface {
 	// Submit takes one job. The client sends Begin and waits for the answer, so a job that can't run is refused before
 	// its bytes are sent. It then sends the bytes of a safetensors file in ascending pieces, and End if Begin has no
@@ -176,7 +180,7 @@ type CoordinatorServiceServer interface {
 	Submit(grpc.BidiStreamingServer[SubmitRequest, SubmitResponse]) error
 	// GetJob returns one job.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
-	// ListJobs returns all jobs that are kept, newest first.
+	// ListJobs returns all jobs that the cluster's coordinators keep, newest first.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
 	// WatchJob sends the job whenever it changes, and ends once it has ended.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobResponse]) error

@@ -21,6 +21,7 @@ class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_SUCCEEDED: _ClassVar[JobState]
     JOB_STATE_FAILED: _ClassVar[JobState]
     JOB_STATE_CANCELLED: _ClassVar[JobState]
+    JOB_STATE_UNREACHABLE: _ClassVar[JobState]
 JOB_STATE_UNSPECIFIED: JobState
 JOB_STATE_UPLOADING: JobState
 JOB_STATE_QUEUED: JobState
@@ -28,6 +29,7 @@ JOB_STATE_RUNNING: JobState
 JOB_STATE_SUCCEEDED: JobState
 JOB_STATE_FAILED: JobState
 JOB_STATE_CANCELLED: JobState
+JOB_STATE_UNREACHABLE: JobState
 
 class SubmitRequest(_message.Message):
     __slots__ = ("begin", "data", "end")
@@ -74,7 +76,7 @@ class SubmitResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., send: bool = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "key", "name", "state", "error", "error_code", "content_hash", "size_bytes", "kind", "created", "started", "ended", "attempts", "progress", "report", "result_sha256", "result_bytes", "codec", "crashes", "tenant", "arithmetics")
+    __slots__ = ("id", "key", "name", "state", "error", "error_code", "content_hash", "size_bytes", "kind", "created", "started", "ended", "attempts", "progress", "report", "result_sha256", "result_bytes", "codec", "crashes", "tenant", "arithmetics", "heard")
     ID_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +98,7 @@ class Job(_message.Message):
     CRASHES_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ARITHMETICS_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
     id: str
     key: str
     name: str
@@ -117,7 +120,8 @@ class Job(_message.Message):
     crashes: int
     tenant: str
     arithmetics: _containers.RepeatedScalarFieldContainer[_worker_pb2.Arithmetic]
-    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., error: _Optional[str] = ..., error_code: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., result_sha256: _Optional[str] = ..., result_bytes: _Optional[int] = ..., codec: _Optional[_Union[_worker_pb2.ContextCodec, str]] = ..., crashes: _Optional[int] = ..., tenant: _Optional[str] = ..., arithmetics: _Optional[_Iterable[_Union[_worker_pb2.Arithmetic, str]]] = ...) -> None: ...
+    heard: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., error: _Optional[str] = ..., error_code: _Optional[int] = ..., content_hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., attempts: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., result_sha256: _Optional[str] = ..., result_bytes: _Optional[int] = ..., codec: _Optional[_Union[_worker_pb2.ContextCodec, str]] = ..., crashes: _Optional[int] = ..., tenant: _Optional[str] = ..., arithmetics: _Optional[_Iterable[_Union[_worker_pb2.Arithmetic, str]]] = ..., heard: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("loaded_bytes", "load_bytes", "units_done", "units", "phase")
@@ -178,14 +182,30 @@ class GetJobResponse(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("limit", "after", "brief")
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    BRIEF_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    after: JobPlace
+    brief: bool
+    def __init__(self, limit: _Optional[int] = ..., after: _Optional[_Union[JobPlace, _Mapping]] = ..., brief: bool = ...) -> None: ...
+
+class JobPlace(_message.Message):
+    __slots__ = ("created", "id")
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    created: _timestamp_pb2.Timestamp
+    id: str
+    def __init__(self, created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., id: _Optional[str] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
-    __slots__ = ("jobs",)
+    __slots__ = ("jobs", "more")
     JOBS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
-    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+    more: bool
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., more: bool = ...) -> None: ...
 
 class WatchJobRequest(_message.Message):
     __slots__ = ("id",)
