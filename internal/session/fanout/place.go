@@ -156,6 +156,16 @@ func (c *Conns) refresh(ctx context.Context, p *Place, from *Holding, driver *he
 	})
 }
 
+// unsettled is the error of a call that a holder has refused as stale, after the driver's lane was not told in time who holds the session
+// now: it still drives it, and the same call may go well once its holders are not exchanged any more. If another lane has taken the
+// session, or a holder is lost, it says so.
+func unsettled(p *Place, driver *headwaterv1.Epoch, moved error) error {
+	if _, told := session.FromError(moved); moved == nil || told && stale(moved, driver) == 0 {
+		return moved
+	}
+	return session.Errorf(session.Busy, "the holders of session %x are being exchanged: try again", p.id[:])
+}
+
 // opened returns who holds a session, once nobody exchanges its holders and all that have its epoch are known: those who have it would
 // take a call that the others miss.
 func (c *Conns) opened(ctx context.Context, p *Place, h *Holding, driver *headwaterv1.Epoch) (*Holding, error) {
@@ -285,7 +295,9 @@ func (c *Conns) over(ctx context.Context, p *Place, driver *headwaterv1.Epoch, d
 		name, moved := gone(err), error(nil)
 		switch {
 		case stale(err, driver) != 0:
-			moved = c.refresh(ctx, p, h, driver)
+			if moved = c.refresh(ctx, p, h, driver); moved != nil && ctx.Err() == nil {
+				return nil, unsettled(p, driver, moved)
+			}
 		case name != "":
 			moved = c.leave(ctx, p, h, driver, name)
 		default:

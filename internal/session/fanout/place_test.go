@@ -337,6 +337,30 @@ func TestALostHolderIsNotedByAllItsCalls(t *testing.T) {
 	}
 }
 
+// TestOnesOwnSessionIsNotTakenOver: while its holders are exchanged on the lane's behalf, and nobody tells in time who they are, as when one
+// of them is lost, a call says to try again, and not that another client drives
+// the session.
+func TestOnesOwnSessionIsNotTakenOver(t *testing.T) {
+	p, alone := startCopied(t, 2, 0, two...), start(t, 1, two...)
+	if err := p.step(t, alone, 1, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range p.nodes {
+		exchanged := &headwaterv1.Epoch{Counter: 50, Lane: p.epoch.GetLane(), Base: p.epoch.GetCounter(), Closed: true}
+		if _, err := h.TakeSession(t.Context(), &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: exchanged}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.kill[1]()
+	if err := p.step(t, alone, 2, 0); !fanout.Is(err, session.Busy) {
+		t.Errorf("a step: %v", err)
+	}
+	_, err := p.conns.Truncate(t.Context(), p.at, &headwaterv1.TruncateSessionRequest{Session: p.id[:], Epoch: p.epoch, Position: 1, Expect: p.known, Id: 5})
+	if !fanout.Is(err, session.Busy) {
+		t.Errorf("a truncation: %v", err)
+	}
+}
+
 // TestAnotherLanesSessionIsNotTakenBack: a driver that was replaced and finds a holder lost does not drive again.
 func TestAnotherLanesSessionIsNotTakenBack(t *testing.T) {
 	p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)

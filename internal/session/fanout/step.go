@@ -518,9 +518,10 @@ func (c *Call) others(ctx context.Context) (bool, error) {
 		case p.response.Result.Err != nil:
 			err = refused(p.holder.Name, p.response.Result.Err)
 		}
-		if stale(err, driver) != 0 && c.refreshed < refreshes && conns.refresh(ctx, c.place, c.holding, driver) == nil {
+		if stale(err, driver) != 0 && c.refreshed < refreshes {
 			c.refreshed++
-			return true, nil
+			moved := conns.refresh(ctx, c.place, c.holding, driver)
+			return moved == nil, unsettled(c.place, driver, moved)
 		}
 		if gone(err) != "" {
 			missing = append(missing, p.holder.Name)
