@@ -2,7 +2,7 @@
 // over interleaved rounds. Geometry: 32 query heads, 8 groups, head_dim 128, bf16, one layer, workers of one thread, and a
 // client that speaks to the workers itself, unless said.
 //
-//	step_16k      a step of one token that sees 16,384 positions / (the kernel alone on such pages, in a process like a
+//	step_16k      a step of one token that sees 16,384 positions, or up to 7 fewer / (the kernel alone on such pages, in a process like a
 //	              worker's + an echo of the same bytes over the same kind of stream)
 //	step_1k, step_128   the same at 1,024 and 128 positions
 //	step_share_16k, step_share_1k, step_share_128   the kernel alone / the step: the share of the kernel's own rate

@@ -154,35 +154,30 @@ func steps(ctx context.Context, f *figures) (err error) {
 			return err
 		}
 		one := m.step(s, 0, 1, true)
+		const turns = 5
+		n := figure.times / turns
 		for round := range f.rounds + 1 {
-			if err := s.Truncate(ctx, figure.positions-1); err != nil {
-				return err
-			}
-			const turns = 5
 			var step, computed, kernel, echo []float64
 			for range turns {
-				took, err := times(figure.times/turns, func() error {
-					err := s.Do(ctx, one)
-					computed = append(computed, one.Kernel.Seconds())
-					return err
-				})
+				took, kernels, err := lastPositions(ctx, s, one, figure.positions, n)
 				if err != nil {
 					return err
 				}
-				step = append(step, took)
-				var kernels []float64
-				for range figure.times / turns {
+				step, computed = append(step, median(took)), append(computed, kernels...)
+				var alone []float64
+				for range n {
 					took, err := f.bare.kernel(figure.positions, 1)
 					if err != nil {
 						return err
 					}
-					kernels = append(kernels, took)
+					alone = append(alone, took)
 				}
-				kernel = append(kernel, median(kernels))
-				if took, err = times(figure.times/turns, f.bare.echo); err != nil {
+				kernel = append(kernel, median(alone))
+				answer, err := times(n, f.bare.echo)
+				if err != nil {
 					return err
 				}
-				echo = append(echo, took)
+				echo = append(echo, answer)
 			}
 			if round > 0 { // the first warms up
 				f.add(figure.name, median(step)/(median(kernel)+median(echo)), map[string]float64{
@@ -196,6 +191,25 @@ func steps(ctx context.Context, f *figures) (err error) {
 		}
 	}
 	return nil
+}
+
+// lastPositions does n steps of one token which see the last page of so many positions, and returns how long each took and how long its
+// kernel. A session that grew further would have more pages than the kernel that it is compared with.
+func lastPositions(ctx context.Context, s *client.Session, one *client.Step, positions, n int) (took, kernels []float64, _ error) {
+	const most = 8
+	for i := range n {
+		if i%most == 0 {
+			if err := s.Truncate(ctx, positions-most); err != nil {
+				return nil, nil, err
+			}
+		}
+		began := time.Now()
+		if err := s.Do(ctx, one); err != nil {
+			return nil, nil, err
+		}
+		took, kernels = append(took, time.Since(began).Seconds()), append(kernels, one.Kernel.Seconds())
+	}
+	return took, kernels, nil
 }
 
 // scale measures what a second worker brings.
