@@ -157,6 +157,12 @@ func (w *Worker) ListenLocal(ctx context.Context) (net.Listener, error) {
 	return session.ListenLocal(ctx, w.cfg.Boot)
 }
 
+// ServeLanes serves plain lanes within TLS, which rpc.ServeLanes hands over, until ctx ends, when it closes the listener, and returns when
+// all of them have ended.
+func (w *Worker) ServeLanes(ctx context.Context, lanes *rpc.Lanes) error {
+	return session.ServePlain(ctx, lanes, w.machine.Flight, w.machine.Log, w.sessions.Lane)
+}
+
 // ServePlain serves plain lanes of this user's processes until ctx ends, when it closes the listener, and returns when all of them have ended.
 func (w *Worker) ServePlain(ctx context.Context, listener net.Listener) error {
 	return session.ServePlain(rpc.As(ctx, rpc.Anyone), listener, w.machine.Flight, w.machine.Log, w.sessions.Lane)

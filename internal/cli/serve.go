@@ -304,7 +304,8 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	stopWithin := max(stopTimeout, drainWithin+restTimeout)
 	leaving := &departure{name: name, view: view, security: config.Security, within: drainWithin, log: log, holds: w.Sessions}
 	defer endHard(ctx, stopWithin, log)()
-	server := grpc.NewServer(w.ServerOptions(rpc.LogTo(log))...)
+	lanes := rpc.NewLanes()
+	server := grpc.NewServer(w.ServerOptions(rpc.LogTo(log), rpc.ServeLanes(lanes))...)
 	w.Register(rpc.Registrar(server))
 	s := &service{log: log, server: server, view: view, departs: leaving.run, within: stopWithin, health: rpc.Register(server, headwaterv1.WorkerService_ServiceDesc.ServiceName, headwaterv1.SessionService_ServiceDesc.ServiceName)}
 	if admin.on() {
@@ -314,6 +315,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	defer at.attend(ctx, config.Security, s.health, log)()
 	defer at.watchReady(ctx, s, config.Security, readyCheck{worker: name, boot: config.Boot, own: listener})()
 	defer serveLocal(ctx, w, log)()
+	defer serveLanes(ctx, func(ctx context.Context) error { return w.ServeLanes(ctx, lanes) }, log)()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget,
 		"kernel", attention.KernelName(), "threads", config.Threads, "processor", processor.Name(), "features", strings.Join(processor.Names(), " "))
 	if err := at.ready(localcluster.Ready{Name: name, Address: address, Gossip: membership.GossipAddr(view), Admin: admin.bound(), Health: at.boundHealth()}); err != nil {
@@ -329,12 +331,17 @@ func serveLocal(ctx context.Context, w *worker.Worker, log *slog.Logger) (end fu
 		log.Info("lanes of this machine have no socket of their own", "error", err)
 		return func() {}
 	}
+	return serveLanes(ctx, func(ctx context.Context) error { return w.ServePlain(ctx, listener) }, log)
+}
+
+// serveLanes serves plain lanes until end is called.
+func serveLanes(ctx context.Context, serve func(context.Context) error, log *slog.Logger) (end func()) {
 	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := w.ServePlain(serving, listener); err != nil {
-			log.Error("lanes of this machine are served by gRPC alone from now on", "error", err)
+		if err := serve(serving); err != nil {
+			log.Error("lanes are served by gRPC alone from now on", "error", err)
 		}
 	}()
 	return func() { cancel(); <-ended }

@@ -156,5 +156,5 @@ func (s *Security) serverOptions() []grpc.ServerOption {
 			return As(ctx, Anyone), s.begins(ctx, call)
 		})}
 	}
-	return []grpc.ServerOption{grpc.Creds(serverCredentials{s}), grpc.InTapHandle(s.guard)}
+	return []grpc.ServerOption{grpc.Creds(serverCredentials{s: s}), grpc.InTapHandle(s.guard)}
 }

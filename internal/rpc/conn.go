@@ -97,6 +97,7 @@ type countedCredentials struct {
 	credentials.TransportCredentials
 	f        *Flight
 	security *Security
+	lanes    *Lanes // nil are none
 }
 
 // connInfo is what a call can learn of its connection.
@@ -116,8 +117,18 @@ func (c countedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials
 		leave()
 		return nil, nil, err
 	}
-	if who, ok := info.(caller); ok && who.refusal != nil {
-		return &entered{conn, leave}, info, nil // none that takes the place of others
+	who, _ := info.(caller)
+	if who.lane != nil && c.f.origins.crowded(raw.RemoteAddr()) {
+		leave()
+		_ = conn.Close() // the client speaks gRPC then
+		return nil, nil, errAddress
+	}
+	if who.refusal != nil { // none that takes the place of others
+		stranger := &entered{conn, leave}
+		if who.lane != nil {
+			return nil, nil, c.lanes.hand(newLaneConn(stranger, nil, info, c.security))
+		}
+		return stranger, info, nil
 	}
 	counted, err := c.f.admit(conn)
 	if err != nil {
@@ -126,11 +137,14 @@ func (c countedCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials
 		return nil, nil, err
 	}
 	counted.leave = leave
+	if who.lane != nil {
+		return nil, nil, c.lanes.hand(newLaneConn(counted, counted, connInfo{info, counted}, c.security))
+	}
 	return counted, connInfo{info, counted}, nil
 }
 
 func (c countedCredentials) Clone() credentials.TransportCredentials {
-	return countedCredentials{c.TransportCredentials.Clone(), c.f, c.security}
+	return countedCredentials{c.TransportCredentials.Clone(), c.f, c.security, c.lanes}
 }
 
 // connOf returns the counted connection of a call, or nil.

@@ -17,11 +17,14 @@ type Conns struct {
 	options  []grpc.DialOption
 	pulses   *pulses
 
-	mu     sync.Mutex
-	conns  map[Peer]*Conn
-	renews bool   // the capability that workers are shown
-	told   string // the one that they were shown last
-	closed bool
+	mu    sync.Mutex
+	conns map[Peer]*Conn
+	lanes map[Peer]int // connections of plain lanes by TLS
+	// laneless are the boots of workers that offer no plain lanes by TLS.
+	laneless map[Peer]string
+	renews   bool   // the capability that workers are shown
+	told     string // the one that they were shown last
+	closed   bool
 }
 
 // Conn is a connection in use.
@@ -41,7 +44,7 @@ type Peer struct {
 
 // NewConns makes an empty set, whose connections are made as the security says, with the options.
 func NewConns(security *Security, options ...grpc.DialOption) *Conns {
-	return &Conns{security: security, options: options, pulses: newPulses(), conns: map[Peer]*Conn{}}
+	return &Conns{security: security, options: options, pulses: newPulses(), conns: map[Peer]*Conn{}, lanes: map[Peer]int{}, laneless: map[Peer]string{}}
 }
 
 // ErrClosed is the error of a use of connections that were closed, and of what runs over them.

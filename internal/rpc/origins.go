@@ -22,18 +22,9 @@ const ofOne = 64
 
 // enter counts a connection, unless its address has as many as it may. The caller calls leave once it is closed.
 func (a *origins) enter(from net.Addr) (leave func(), ok bool) {
-	tcp, counted := from.(*net.TCPAddr)
-	if a.most <= 0 || !counted {
+	key, counted := a.key(from)
+	if !counted {
 		return func() {}, true
-	}
-	at := tcp.AddrPort().Addr().Unmap().WithZone("")
-	bits := at.BitLen()
-	if at.Is6() {
-		bits = ofOne
-	}
-	key, err := at.Prefix(bits)
-	if err != nil {
-		return func() {}, true // no address at all
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -48,6 +39,33 @@ func (a *origins) enter(from net.Addr) (leave func(), ok bool) {
 			delete(a.open, key)
 		}
 	}), true
+}
+
+// key is what an address is counted by.
+func (a *origins) key(from net.Addr) (key netip.Prefix, counted bool) {
+	tcp, is := from.(*net.TCPAddr)
+	if a.most <= 0 || !is {
+		return key, false
+	}
+	at := tcp.AddrPort().Addr().Unmap().WithZone("")
+	bits := at.BitLen()
+	if at.Is6() {
+		bits = ofOne
+	}
+	key, err := at.Prefix(bits)
+	return key, err == nil // else it is no address at all
+}
+
+// crowded says whether an address has more than half of the connections that it may. Then plain lanes are left to gRPC, so that they take
+// no place of a connection that carries all calls.
+func (a *origins) crowded(from net.Addr) bool {
+	key, counted := a.key(from)
+	if !counted {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return 2*a.open[key] > a.most
 }
 
 var errAddress = errors.New("the address has as many connections as one may have")

@@ -31,25 +31,40 @@ const (
 
 // ServePlain serves one call on a plain connection: records without HTTP/2, each with the five bytes before it that gRPC has. The
 // flight counts the connection, the call and its messages as it does those of gRPC. greet reads and writes what comes before
-// the records. The call's context ends with ctx and when the client closes the connection. An answer is written once nothing else
+// the records, and returns the metadata of a call that came by Lanes, which is held to all that a call of gRPC is. The call's context ends with ctx and when the client closes the connection. An answer is written once nothing else
 // that was received is unanswered, or when many bytes of answers wait. The rest of a record that has begun, and each MiB of it,
 // comes within the flight's patience. An error of handle is sent as the last record. ServePlain closes the connection, and
 // returns the error of greet or handle.
-func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.Conn) error, handle func(grpc.ServerStream) error) error {
-	widen(conn)
-	counted, err := f.admit(conn)
+func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.Conn) (metadata.MD, error), handle func(grpc.ServerStream) error) error {
+	var counted *serverConn
+	under := conn // which may be read past the counting
+	lane, secured := conn.(*laneConn)
+	if secured { // and counted, or a stranger's
+		counted = lane.counted
+	} else {
+		widen(conn)
+		var err error
+		if counted, err = f.admit(conn); err != nil {
+			return errors.Join(err, conn.Close())
+		}
+		conn = counted
+	}
+	header, err := greet(conn)
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	if err := greet(counted); err != nil {
-		return errors.Join(err, counted.Close())
+	if secured {
+		ctx, err = lane.guard(ctx, header)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	p := &plainStream{
-		conn: counted, ctx: ctx, cancel: cancel, in: newRecords(conn, f.cfg.Patience),
+		conn: conn, ctx: ctx, cancel: cancel, in: newRecords(under, f.cfg.Patience),
 	}
-	share, err := f.open(counted, "", cancel)
+	var share *Share
+	if err == nil {
+		share, err = f.open(counted, CallerOf(ctx).Tenant, cancel)
+	}
 	if err == nil {
 		s := &countedStream{ServerStream: p, ctx: context.WithValue(ctx, shareKey{}, share), share: share, transport: p}
 		err = Guard(f.cfg.Logger, "a plain call", func() error { return handle(s) })
@@ -59,7 +74,7 @@ func (f *Flight) ServePlain(ctx context.Context, conn net.Conn, greet func(net.C
 		share.end()
 	}
 	p.end(err)
-	return errors.Join(err, counted.Close())
+	return errors.Join(err, conn.Close())
 }
 
 // widen lets a socket take socketBytes, or as much as the system allows.

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
@@ -65,6 +67,9 @@ func (c *plainClient) SendMsg(m any) error {
 	}
 	defer message.Free()
 	c.first = recordOf(0, message.Len())
+	if c.raw == nil {
+		return c.sendTogether(message)
+	}
 	c.pieces = append(c.pieces[:0], c.first[:])
 	for _, b := range message {
 		c.pieces = append(c.pieces, b.ReadOnlyData())
@@ -74,6 +79,27 @@ func (c *plainClient) SendMsg(m any) error {
 		_, err = c.all.WriteTo(c.conn)
 	}
 	clear(c.pieces)
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return nil
+}
+
+// sendTogether sends a message as one, where each write is one of a layer between, as TLS is.
+func (c *plainClient) sendTogether(message mem.BufferSlice) error {
+	out := plainWriters.Get().(*bufio.Writer)
+	out.Reset(c.conn)
+	_, err := out.Write(c.first[:])
+	for _, b := range message {
+		if err == nil {
+			_, err = out.Write(b.ReadOnlyData())
+		}
+	}
+	if err == nil {
+		err = out.Flush()
+	}
+	out.Reset(nil)
+	plainWriters.Put(out)
 	if err != nil {
 		return status.Error(codes.Unavailable, err.Error())
 	}

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -36,7 +37,7 @@ func TestNothingFollowsARecordThatIsCut(t *testing.T) {
 		near, far := net.Pipe()
 		served := make(chan error, 1)
 		go func() {
-			served <- NewFlight(FlightConfig{}).ServePlain(context.Background(), &cutConn{Conn: far, part: 50}, func(net.Conn) error { return nil }, func(s grpc.ServerStream) error {
+			served <- NewFlight(FlightConfig{}).ServePlain(context.Background(), &cutConn{Conn: far, part: 50}, func(net.Conn) (metadata.MD, error) { return nil, nil }, func(s grpc.ServerStream) error {
 				for range 2 { // the second finds that nothing can be written
 					m := NewBuffer(bytes)
 					if err := s.SendMsg(&encoded{memory: m, bytes: m.Bytes()}); status.Code(err) != codes.Canceled {

@@ -34,10 +34,10 @@ func (f *Flight) ServerOptions(options ...ServerOption) []grpc.ServerOption {
 	}
 	under := insecure.NewCredentials()
 	if o.security.secured() {
-		under = serverCredentials{o.security}
+		under = serverCredentials{o.security, o.lanes}
 	}
 	return append(ServerOptions(options...),
-		grpc.Creds(countedCredentials{under, f, o.security}),
+		grpc.Creds(countedCredentials{under, f, o.security, o.lanes}),
 		grpc.InitialWindowSize(streamWindow),
 		grpc.InitialConnWindowSize(connWindow),
 		grpc.MaxRecvMsgSize(uncountedBytes),

@@ -32,9 +32,10 @@ type records struct {
 	raw      syscall.RawConn // of conn; nil if it has none, and then a buffer is waited with
 	patience time.Duration   // with the rest of a record, and each MiB of it
 
-	buffer   *plainBytes // nil while nothing is there
-	from, to int         // of buffer: what has come and was not handed out
-	taken    int         // bytes from from on that were handed out as piece
+	ahead    interface{ more() bool } // under conn, what has come and was not read; nil if nothing is read ahead
+	buffer   *plainBytes              // nil while nothing is there
+	from, to int                      // of buffer: what has come and was not handed out
+	taken    int                      // bytes from from on that were handed out as piece
 	piece    [1]mem.Buffer
 
 	ready  func(fd uintptr) bool // tries to fill the buffer
@@ -50,6 +51,7 @@ func newRecords(conn net.Conn, patience time.Duration) *records {
 	if c, ok := conn.(syscall.Conn); ok {
 		r.raw, _ = c.SyscallConn() // which a closed connection has not, and it is not read either
 	}
+	r.ahead, _ = conn.(interface{ more() bool })
 	r.ready = r.tryRead
 	return r
 }
@@ -180,7 +182,7 @@ func (r *records) ReadFull(dst []byte) error {
 }
 
 // more says whether something has come after what was handed out.
-func (r *records) more() bool { return r.to-r.from > r.taken }
+func (r *records) more() bool { return r.to-r.from > r.taken || r.ahead != nil && r.ahead.more() }
 
 // drop passes over what was handed out before.
 func (r *records) drop() {

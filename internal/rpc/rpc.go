@@ -43,6 +43,7 @@ const (
 	reflectionService  = "/grpc.reflection."
 
 	sessionService = "/headwater.v1.SessionService/"
+	laneMethod     = sessionService + "Lane"
 	sessionMinor   = 2
 )
 
@@ -79,6 +80,7 @@ type ServerOption func(*serverOptions)
 type serverOptions struct {
 	log      *slog.Logger
 	security *Security
+	lanes    *Lanes
 }
 
 // LogTo makes a server log to log, and not to slog.Default.
@@ -86,6 +88,9 @@ func LogTo(log *slog.Logger) ServerOption { return func(o *serverOptions) { o.lo
 
 // Secure makes a server speak as the security says. The server's role is that of the security's certificate.
 func Secure(s *Security) ServerOption { return func(o *serverOptions) { o.security = s } }
+
+// ServeLanes makes a server whose calls a Flight counts, and which speaks TLS, hand the connections of plain lanes to lanes.
+func ServeLanes(lanes *Lanes) ServerOption { return func(o *serverOptions) { o.lanes = lanes } }
 
 // ServerOptions returns what every Headwater server is made with.
 func ServerOptions(options ...ServerOption) []grpc.ServerOption {
@@ -184,7 +189,12 @@ func checkStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo,
 func checkIncoming(ctx context.Context, method string) error {
 	// A header that can not be set is a stream that has ended; the handler will see it.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(MetadataKey, Version))
-	for _, v := range metadata.ValueFromIncomingContext(ctx, MetadataKey) {
+	return checkVersions(metadata.ValueFromIncomingContext(ctx, MetadataKey), method)
+}
+
+// checkVersions refuses a call that names a version with which the method's service can not be spoken.
+func checkVersions(named []string, method string) error {
+	for _, v := range named {
 		if err := checkService(v, method); err != nil {
 			return err
 		}

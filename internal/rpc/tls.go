@@ -176,18 +176,26 @@ func (c clientCredentials) ClientHandshake(ctx context.Context, _ string, raw ne
 		}
 		return raw, plainInfo(), nil
 	}
+	conn, err := c.shakeHands(ctx, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	state := conn.ConnectionState()
+	return c.s.keep(conn, state.PeerCertificates, nil), credentials.TLSInfo{State: state, CommonAuthInfo: private()}, nil
+}
+
+// shakeHands speaks TLS with who is expected, and one of some protocols; HTTP/2 if none is named.
+func (c clientCredentials) shakeHands(ctx context.Context, raw net.Conn, protocols ...string) (*tls.Conn, error) {
 	var refusal *certs.Error
-	var chain []*x509.Certificate
-	config := tlsConfig(c.s.current().Cert)
+	config := tlsConfig(c.s.current().Cert, protocols...)
 	if c.to.Worker != "" && c.s.wallet != nil {
-		config = tlsConfig(c.s.wallet.key)
+		config = tlsConfig(c.s.wallet.key, protocols...)
 	}
 	config.ServerName = certs.Coordinator.Host() // names nobody: see VerifyConnection
 	config.InsecureSkipVerify = true             // the library's check is of host names; this one is of authority, role and name
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		chain = state.PeerCertificates
 		var h certs.Holder
-		if h, refusal = c.s.verify(chain); refusal == nil {
+		if h, refusal = c.s.verify(state.PeerCertificates); refusal == nil {
 			refusal = c.to.check(h, raw.RemoteAddr())
 		}
 		if refusal != nil {
@@ -201,16 +209,28 @@ func (c clientCredentials) ClientHandshake(ctx context.Context, _ string, raw ne
 	switch {
 	case refusal != nil:
 		c.s.refuse(raw.RemoteAddr().String(), refusal.Reason, refusal.Why)
-		return nil, nil, c.to.says(refusal.Why)
+		return nil, c.to.says(refusal.Why)
 	case errors.As(err, &noTLS):
 		why := fmt.Sprintf("what answers at %s speaks no TLS: it was started without --tls-dir, or it is no Headwater server", raw.RemoteAddr())
 		c.s.refuse(raw.RemoteAddr().String(), certs.PlainText, why)
-		return nil, nil, c.to.says(why)
+		return nil, c.to.says(why)
 	case err != nil:
-		return nil, nil, fmt.Errorf("TLS with %s did not come about: %w", raw.RemoteAddr(), plainly(err))
+		return nil, noTLSError{raw.RemoteAddr(), plainly(err)}
 	}
-	return c.s.keep(conn, chain, nil), credentials.TLSInfo{State: conn.ConnectionState(), CommonAuthInfo: private()}, nil
+	return conn, nil
 }
+
+// noTLSError says that the handshake did not come about, for no reason of this end.
+type noTLSError struct {
+	with net.Addr
+	why  error
+}
+
+func (e noTLSError) Error() string {
+	return fmt.Sprintf("TLS with %s did not come about: %v", e.with, e.why)
+}
+
+func (e noTLSError) Unwrap() error { return e.why }
 
 func (c clientCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return nil, nil, errors.New("credentials of a client")
@@ -228,7 +248,10 @@ func plainRefused(address string) string {
 }
 
 // serverCredentials are this end of connections that others make.
-type serverCredentials struct{ s *Security }
+type serverCredentials struct {
+	s     *Security
+	lanes *Lanes // nil are none
+}
 
 // caller is what a server knows of a connection.
 type caller struct {
@@ -237,6 +260,7 @@ type caller struct {
 	refusal *certs.Error       // why each call is refused that shows no token and no capability
 	conn    *securedConn       // nil in plain text
 	key     *[sha256.Size]byte // that the client has proven to have; nil without a certificate
+	lane    *recordConn        // under the TLS of a plain lane; nil of one of gRPC
 }
 
 func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -257,17 +281,34 @@ func (c serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 		c.s.refuse(raw.RemoteAddr().String(), certs.Handshake, err.Error())
 		return nil, nil, err
 	}
+	under := &recordConn{Conn: begun}
+	conn, info, err := c.shakeHands(under)
+	if who, ok := info.(caller); ok && under.ahead != nil {
+		who.lane = under
+		info = who
+	}
+	return conn, info, err
+}
+
+// shakeHands speaks TLS with a client.
+func (c serverCredentials) shakeHands(under *recordConn) (net.Conn, credentials.AuthInfo, error) {
 	own := c.s.current().Cert
 	config := tlsConfig(own)
+	if c.lanes.offered() {
+		config = tlsConfig(own, laneProtocol, gRPCProtocol)
+	}
 	// What is wrong with the client's certificate is said in words, to each of its calls: TLS has an alert for it at best.
 	config.ClientAuth = tls.RequestClientCert
-	conn := tls.Server(begun, config)
-	if err := conn.Handshake(); err != nil { // gRPC has set a deadline
+	session := tls.Server(under, config)
+	if err := session.Handshake(); err != nil { // gRPC has set a deadline
 		err = plainly(err)
-		c.s.refuse(raw.RemoteAddr().String(), certs.Handshake, err.Error())
+		c.s.refuse(under.RemoteAddr().String(), certs.Handshake, err.Error())
 		return nil, nil, err
 	}
-	state := conn.ConnectionState()
+	conn, state := net.Conn(session), session.ConnectionState()
+	if state.NegotiatedProtocol == laneProtocol {
+		conn = under.carry(session)
+	}
 	if len(state.PeerCertificates) == 0 {
 		return c.nameless(conn, own.Leaf, &certs.Error{Reason: certs.NoCertificate, Why: "it shows no certificate: give it one by --tls-dir (HEADWATER_TLS_DIR, in Python tls=), which `coord certs issue client NAME` makes"})
 	}
@@ -344,9 +385,16 @@ func (c *begunConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-func tlsConfig(own tls.Certificate) *tls.Config {
+// gRPCProtocol is the protocol of a connection by TLS (ALPN) that is gRPC's.
+const gRPCProtocol = "h2"
+
+// tlsConfig is how TLS is spoken, and one of some protocols, the first that both ends know; gRPC's if none is named.
+func tlsConfig(own tls.Certificate, protocols ...string) *tls.Config {
+	if len(protocols) == 0 {
+		protocols = []string{gRPCProtocol}
+	}
 	return &tls.Config{
-		Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
+		Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13, NextProtos: protocols,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil },
 		// Connections last, so each begins anew; and a step's answer is to go in as few records as may be.
 		SessionTicketsDisabled: true, DynamicRecordSizingDisabled: true,

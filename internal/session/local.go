@@ -81,8 +81,14 @@ func OpenLocal(ctx context.Context, boot []byte, id LaneID, quiet func() error) 
 	if err != nil {
 		return nil, errors.Join(ErrNotLocal, err)
 	}
+	return openPlain(ctx, within, conn, id, nil, quiet, ErrNotLocal)
+}
+
+// openPlain greets the server of a connection as a lane, within a time. If it answers otherwise than a plain lane is answered, the error
+// is or.
+func openPlain(ctx, within context.Context, conn net.Conn, id LaneID, header []byte, quiet func() error, or error) (*Stream, error) {
 	interrupted := context.AfterFunc(within, func() { _ = conn.SetDeadline(time.Now()) })
-	err = greetServer(conn, id)
+	err := greetServer(conn, id, header)
 	if !interrupted() && err == nil {
 		err = context.Cause(within)
 	}
@@ -94,10 +100,26 @@ func OpenLocal(ctx context.Context, boot []byte, id LaneID, quiet func() error) 
 	case within.Err() != nil:
 		err = rpc.Mute()
 	default:
-		err = errors.Join(ErrNotLocal, err)
+		err = errors.Join(or, err)
 	}
 	_ = conn.Close() // it is of no use
 	return nil, err
+}
+
+// OpenSecured opens a plain lane within TLS to a worker of a boot, or fails with rpc.ErrNoLane: then it is spoken to by gRPC. It lives as
+// one of OpenLocal.
+func OpenSecured(ctx context.Context, conns *rpc.Conns, to rpc.Peer, boot []byte, id LaneID, quiet func() error) (*Stream, error) {
+	header, err := rpc.LaneHeader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := conns.DialLane(ctx, to, boot)
+	if err != nil {
+		return nil, err
+	}
+	within, cancel := context.WithTimeout(ctx, plainPatience)
+	defer cancel()
+	return openPlain(ctx, within, conn, id, header, quiet, rpc.ErrNoLane)
 }
 
 // makeOwnFolder makes a folder that nobody else may use, or checks that it is one.

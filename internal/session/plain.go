@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"headwater.example/internal/rpc"
 )
@@ -20,7 +21,7 @@ import (
 const (
 	plainMagic    = "HWln"
 	plainVersion  = 1
-	plainHello    = 24 // bytes: magic, version, 2 of 0, the lane's id
+	plainHello    = 24 // bytes: magic, version, how many bytes of metadata follow, the lane's id
 	plainAnswer   = 8  // bytes: magic, version, 2 of 0
 	plainPatience = 5 * time.Second
 	acceptPause   = 50 * time.Millisecond
@@ -72,39 +73,56 @@ func pause(ctx context.Context, d time.Duration) {
 func servePlain(ctx context.Context, conn net.Conn, flight *rpc.Flight, lane func(*ServerStream) error) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })() // a greeting is waited for no longer
 	var id LaneID
-	return flight.ServePlain(ctx, conn, func(conn net.Conn) (err error) {
-		id, err = greet(conn)
-		return err
+	secured := rpc.ByTLS(conn)
+	return flight.ServePlain(ctx, conn, func(conn net.Conn) (header metadata.MD, err error) {
+		id, header, err = greet(conn, secured)
+		return header, err
 	}, func(s grpc.ServerStream) error { return lane(&ServerStream{s, id}) })
 }
 
-// greet reads a client's greeting, and answers it. Whatever else has come is answered with what this side speaks.
-func greet(conn net.Conn) (LaneID, error) {
+// greet reads a client's greeting, and answers it. Whatever else has come is answered with what this side speaks. Within TLS metadata
+// follows it, from which the server learns what it learns of a call of gRPC.
+func greet(conn net.Conn, secured bool) (LaneID, metadata.MD, error) {
 	if err := conn.SetDeadline(time.Now().Add(plainPatience)); err != nil {
-		return LaneID{}, err
+		return LaneID{}, nil, err
 	}
 	var hello [plainHello]byte
 	if _, err := io.ReadFull(conn, hello[:]); err != nil {
-		return LaneID{}, fmt.Errorf("the greeting of a plain lane: %w", err)
+		return LaneID{}, nil, fmt.Errorf("the greeting of a plain lane: %w", err)
+	}
+	id, more, unreadable := readHello(hello)
+	if !secured && more > 0 && unreadable == nil {
+		unreadable = errMetadata
+	}
+	var header metadata.MD
+	if secured && unreadable == nil {
+		b := make([]byte, more)
+		if _, err := io.ReadFull(conn, b); err != nil {
+			return LaneID{}, nil, fmt.Errorf("the metadata of a plain lane: %w", err)
+		}
+		header, unreadable = rpc.ReadLaneHeader(b)
 	}
 	var answer [plainAnswer]byte
 	copy(answer[:], plainMagic)
 	binary.LittleEndian.PutUint16(answer[4:], plainVersion)
 	_, err := conn.Write(answer[:])
-	id, unreadable := readHello(hello)
 	if err := errors.Join(unreadable, err); err != nil {
-		return LaneID{}, err
+		return LaneID{}, nil, err
 	}
-	return id, conn.SetDeadline(time.Time{})
+	return id, header, conn.SetDeadline(time.Time{})
 }
 
-// greetServer greets as a lane, and reads what the server speaks.
-func greetServer(conn net.Conn, id LaneID) error {
+// errMetadata refuses metadata outside of TLS, where nobody would look at it.
+var errMetadata = errors.New("a plain lane on a local socket has metadata, and none is taken there")
+
+// greetServer greets as a lane, with metadata within TLS, and reads what the server speaks.
+func greetServer(conn net.Conn, id LaneID, header []byte) error {
 	var hello [plainHello]byte
 	copy(hello[:], plainMagic)
 	binary.LittleEndian.PutUint16(hello[4:], plainVersion)
+	binary.LittleEndian.PutUint16(hello[6:], uint16(len(header)))
 	copy(hello[8:], id[:])
-	if _, err := conn.Write(hello[:]); err != nil {
+	if _, err := conn.Write(append(hello[:], header...)); err != nil {
 		return err
 	}
 	var answer [plainAnswer]byte
@@ -117,14 +135,14 @@ func greetServer(conn net.Conn, id LaneID) error {
 	return nil
 }
 
-// readHello reads the lane's id of a greeting.
-func readHello(b [plainHello]byte) (LaneID, error) {
+// readHello reads the lane's id of a greeting, and how many bytes of metadata follow.
+func readHello(b [plainHello]byte) (id LaneID, header int, err error) {
 	version := binary.LittleEndian.Uint16(b[4:])
 	switch {
 	case string(b[:4]) != plainMagic:
-		return LaneID{}, fmt.Errorf("a plain lane begins with %q, not %q", b[:4], plainMagic)
-	case version != plainVersion || b[6] != 0 || b[7] != 0:
-		return LaneID{}, fmt.Errorf("the plain lane has version %d, and this side speaks %d", version, plainVersion)
+		return id, 0, fmt.Errorf("a plain lane begins with %q, not %q", b[:4], plainMagic)
+	case version != plainVersion:
+		return id, 0, fmt.Errorf("the plain lane has version %d, and this side speaks %d", version, plainVersion)
 	}
-	return LaneID(b[8:]), nil
+	return LaneID(b[8:]), int(binary.LittleEndian.Uint16(b[6:])), nil
 }

@@ -398,8 +398,10 @@ func TestAPlainLaneEndsWithItsConnection(t *testing.T) {
 
 func TestOtherGreetingsAreRefused(t *testing.T) {
 	s := servePlainLanes(t, rpc.FlightConfig{}, func(*ServerStream) error { t.Error("a lane was served"); return nil })
+	withMetadata := hello(plainMagic, plainVersion) // which is taken within TLS alone
+	withMetadata[6] = 1
 	for _, sent := range [][]byte{
-		hello("HWcx", 1), hello(plainMagic, 2), hello(plainMagic, 0), []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+		hello("HWcx", 1), hello(plainMagic, 2), hello(plainMagic, 0), withMetadata, []byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
 	} {
 		conn, err := net.Dial("unix", s.path)
 		if err != nil {

@@ -269,12 +269,17 @@ func (s *stream) open(conn *rpc.Conn, o *Holder, l *Lane) (*session.Stream, erro
 	return wire, err
 }
 
-// openLane opens a lane to a holder, whose connection is conn: a plain one if it has a socket on this machine and connections are plain
-// text as well, else one of gRPC. Quiet is that of session.OpenLocal.
+// openLane opens a lane to a holder, whose connection is conn: a plain one by its socket on this machine if connections are plain text as
+// well, a plain one within TLS if it offers that, else one of gRPC. Quiet is that of session.OpenLocal.
 func (c *Conns) openLane(ctx context.Context, conn *rpc.Conn, o *Holder, id session.LaneID, quiet func() error) (_ *session.Stream, plain bool, _ error) {
 	if c.Plain() {
 		wire, err := session.OpenLocal(ctx, o.Boot, id, quiet)
 		if !errors.Is(err, session.ErrNotLocal) {
+			return wire, err == nil, err
+		}
+	} else {
+		wire, err := session.OpenSecured(ctx, c.Conns, o.peer(), o.Boot, id, quiet)
+		if !errors.Is(err, rpc.ErrNoLane) {
 			return wire, err == nil, err
 		}
 	}
