@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 )
@@ -116,6 +117,79 @@ func (*Network) Drop(d Direction, addresses ...string) error {
 
 // Heal lets all packets pass again.
 func (*Network) Heal() error { return run("", "nft", "flush", "chain", "inet", "cut", "way") }
+
+// Slows says why the network can't be made slow here; nil if it can.
+func (n *Network) Slows() error {
+	if _, err := exec.LookPath("tc"); err != nil {
+		return err
+	}
+	if err := n.Slow(1 << 30); err != nil {
+		return err
+	}
+	return n.Steady()
+}
+
+// Slow lets only so many bits a second pass from now on, over all connections together (tbf). What waits for longer than a fifth of a second is
+// dropped.
+func (*Network) Slow(bits int) error {
+	return run("", "tc", "qdisc", "replace", "dev", "lo", "root", "tbf", "rate", fmt.Sprintf("%dbit", bits), "burst", "256kb", "latency", "200ms")
+}
+
+// Steady ends Slow.
+func (*Network) Steady() error { return run("", "tc", "qdisc", "del", "dev", "lo", "root") }
+
+// Starves says why Starve is not possible here; nil if it is.
+func Starves() error {
+	g, err := newGroup(os.Getpid(), 1<<30)
+	if err != nil {
+		return err
+	}
+	return g.remove()
+}
+
+// Starve lets a process take only so many bytes of memory more than it has: beyond that the kernel kills it. Once it has ended, release
+// removes what was made for that.
+func Starve(process int, bytes int64) (release func() error, err error) {
+	g, err := newGroup(process, bytes)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.write("cgroup.procs", fmt.Sprint(process)); err != nil {
+		return nil, errors.Join(err, g.remove())
+	}
+	return g.remove, nil
+}
+
+// group is a control group of memory, by its folder.
+type group string
+
+// newGroup makes a group for a process, of version 1 or 2. What a process had before it joins is counted elsewhere.
+func newGroup(process int, bytes int64) (group, error) {
+	var errs []error
+	for _, version := range []struct{ root, limit string }{{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"}, {"/sys/fs/cgroup", "memory.max"}} {
+		if _, err := os.Stat(filepath.Join(version.root, "cgroup.procs")); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		g := group(filepath.Join(version.root, fmt.Sprintf("headwater-chaos-%d-%d", os.Getpid(), process)))
+		if err := os.Mkdir(string(g), 0o755); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		err := g.write(version.limit, fmt.Sprint(bytes))
+		if err == nil {
+			return g, nil
+		}
+		errs = append(errs, err, g.remove())
+	}
+	return "", fmt.Errorf("no control group of memory: %w", errors.Join(errs...))
+}
+
+func (g group) write(file, text string) error {
+	return os.WriteFile(filepath.Join(string(g), file), []byte(text), 0)
+}
+
+func (g group) remove() error { return os.Remove(string(g)) }
 
 func run(input, name string, args ...string) error {
 	cmd := exec.Command(name, args...)

@@ -39,3 +39,18 @@ func (*Network) Drop(Direction, ...string) error { return errLinux }
 
 // Heal says that it is not possible here.
 func (*Network) Heal() error { return errLinux }
+
+// Slows says that it is not possible here.
+func (*Network) Slows() error { return errLinux }
+
+// Slow says that it is not possible here.
+func (*Network) Slow(int) error { return errLinux }
+
+// Steady says that it is not possible here.
+func (*Network) Steady() error { return errLinux }
+
+// Starves says that it is not possible here.
+func Starves() error { return errLinux }
+
+// Starve says that it is not possible here.
+func Starve(int, int64) (release func() error, err error) { return nil, errLinux }

@@ -93,6 +93,10 @@ func (p *processes) disturb(ctx context.Context, r *run) error {
 		}
 		var err error
 		switch {
+		case n%10 == 7 && p.config.Slow:
+			err = p.slow(ctx, r, random.IntN(32<<20)+2<<20, 10*length)
+		case n%10 == 4 && p.config.Starve:
+			err = p.starve(ctx, r, 10*length)
 		case n%3 == 1:
 			err = p.kill(ctx, r, victim, 5*length)
 		case n%8 == 0:
@@ -146,6 +150,41 @@ func (p *processes) cut(ctx context.Context, r *run, victim int, which cut.Direc
 	healed, cancel := context.WithTimeout(context.WithoutCancel(ctx), settled)
 	defer cancel()
 	if err := p.AwaitWorkers(healed); err != nil {
+		return err
+	}
+	return p.copies(ctx, r)
+}
+
+// slow lets only so many bits a second pass, for some time.
+func (p *processes) slow(ctx context.Context, r *run, bits int, length time.Duration) error {
+	r.tally.slowed.Add(1)
+	if err := p.config.Network.Slow(bits); err != nil {
+		return err
+	}
+	wait(ctx, length)
+	return p.config.Network.Steady()
+}
+
+// starved is how many bytes more a coordinator may take that gets no more memory: it wants them at once.
+const starved = 256 << 10
+
+// starve lets the coordinator have no more memory, so that the kernel kills it, and starts it again. One that needs none for so long is
+// killed.
+func (p *processes) starve(ctx context.Context, r *run, length time.Duration) error {
+	r.tally.starved.Add(1)
+	release, err := cut.Starve(p.Process(-1), starved)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-p.Done():
+	case <-time.After(length):
+	case <-ctx.Done():
+	}
+	p.Kill(-1)
+	restarting, cancel := context.WithTimeout(context.WithoutCancel(ctx), settled)
+	defer cancel()
+	if err := errors.Join(release(), p.RestartCoordinator(restarting), p.AwaitWorkers(restarting)); err != nil {
 		return err
 	}
 	return p.copies(ctx, r)
