@@ -123,17 +123,23 @@ func TestALateAnswerIsAskedOfAnother(t *testing.T) {
 	if err := p.step(t, alone, 1, 0); err != nil {
 		t.Fatal(err)
 	}
+	var unearned uint64 // attends for which nothing may be asked twice
 	for round := range uint64(3) {
-		for i := range uint64(120) {
-			p.attend(t, alone, 100*round+i, 0)
+		// On a busy machine answers are late by themselves, and use up what may be asked twice: one such attend is left in the end.
+		for i, left := uint64(0), 0.0; i < 120 || left < 1; i++ {
+			p.attend(t, alone, 1000*round+i, 0)
+			h := p.conns.Hedges()
+			left = fanout.DefaultHedgeShare*float64(h.Attends-unearned) - float64(h.Asked)
 		}
 		before := p.conns.Hedges()
 		release := p.stall(t, 1)
 		p.attend(t, alone, 1000+100*round, 0)
 		p.conns.HedgeShare = 0 // from here on it is spared, or the test hangs
+		asked := p.conns.Hedges().Attends
 		for i := range uint64(5) {
 			p.attend(t, alone, 1001+100*round+i, 0)
 		}
+		unearned += p.conns.Hedges().Attends - asked
 		p.conns.HedgeShare = fanout.DefaultHedgeShare
 		release()
 		p.quiet(t, "w2")
@@ -144,10 +150,10 @@ func TestALateAnswerIsAskedOfAnother(t *testing.T) {
 		if float64(after.Asked) > 0.05*float64(after.Attends) {
 			t.Fatalf("%+v: more than one of twenty attends was asked twice", after)
 		}
-		var asked atomic.Int64
-		p.nodes[1].Set(func(*session.Step) *session.Error { asked.Add(1); return nil })
+		var again atomic.Int64
+		p.nodes[1].Set(func(*session.Step) *session.Error { again.Add(1); return nil })
 		p.attend(t, alone, 2000+round, 0)
-		if asked.Load() == 0 {
+		if again.Load() == 0 {
 			t.Fatal("it is spared though nothing is late any more")
 		}
 		if err := p.step(t, alone, 3000+round, 0); err != nil {
