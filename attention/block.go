@@ -40,6 +40,7 @@ type block struct {
 	partMask             [PageLen]byte
 	ahead                asks // the argument of scores and accumulate
 	lead                 bool // they prefetch what they are about to read
+	way                  way
 }
 
 // enter takes up a call whose blocks have at most that many rows, and sees to it that there is room for them.
@@ -102,6 +103,9 @@ func (b *block) cover(first, n int) {
 		}
 	}
 	b.lo = min(b.lo, b.hi)
+	if b.kernel.vector != nil {
+		b.way = b.goes()
+	}
 }
 
 // allSplits brings the block from its first split to its finished contexts.
@@ -133,7 +137,7 @@ func (b *block) oneSplit(ctx context.Context, s int, part parts) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := b.onePage(page, part); err != nil {
+		if err := b.onePage(page, &part); err != nil {
 			return err
 		}
 		b.thread.did(b.n*PageLen*(b.kv.Layout.headDim+b.kv.Layout.vDim), b.kernel)
@@ -141,7 +145,7 @@ func (b *block) oneSplit(ctx context.Context, s int, part parts) error {
 	return nil
 }
 
-func (b *block) onePage(page int, part parts) error {
+func (b *block) onePage(page int, part *parts) error {
 	base := page * PageLen
 	// The rows [from, to) see something here; most often all of them.
 	from, to := 0, b.n

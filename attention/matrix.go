@@ -93,7 +93,7 @@ func (b *block) matrixScores(s []float32, page []byte, from, to int, ahead *uint
 func (b *block) askMatrix(ahead *uintptr) {
 	b.matrix.product.Ahead[0] = 0
 	if ahead != nil {
-		copy(b.matrix.product.Ahead[:], b.ahead[:b.streams()])
+		copy(b.matrix.product.Ahead[:], b.ahead[:b.way.streams])
 	}
 }
 

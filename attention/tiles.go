@@ -153,7 +153,7 @@ func (b *block) goOn(bytes int) {
 		b.ahead[0] += uintptr(bytes)
 		return
 	}
-	streams := b.streams()
+	streams := b.way.streams
 	for i := range streams {
 		b.ahead[i] += uintptr(bytes / streams)
 	}
@@ -161,7 +161,7 @@ func (b *block) goOn(bytes int) {
 
 // mergeTileValues is vectorValues for the n rows from r on, which all do the same. No other weights than those of nonzero
 // differ from 0, and at least one does; seen is what any of the rows sees. The weights of row from are the first.
-func (b *block) mergeTileValues(page, r, n, from int, part parts, nonzero, seen uint64, ahead *uintptr) {
+func (b *block) mergeTileValues(page, r, n, from int, part *parts, nonzero, seen uint64, ahead *uintptr) {
 	v, w, o := b.kernel.vector, b.s[(r-from)*PageLen:][:n*PageLen], part.o[r*part.stride:]
 	if b.does[r] == merged {
 		b.values = growAligned(b.values, n*part.stride)

@@ -162,16 +162,16 @@ const (
 )
 
 // vectorPage merges what rows [from, to) see of a page into part.
-func (b *block) vectorPage(page, from, to int, part parts) {
-	v, l, bytes := b.kernel.vector, b.kv.Layout, b.kv.Pages[page]
-	base, rows, storage := page*PageLen, to-from, storageIndex(l.dt)
+func (b *block) vectorPage(page, from, to int, part *parts) {
+	v, l, bytes := b.kernel.vector, &b.kv.Layout, b.kv.Pages[page]
+	base, rows, storage := page*PageLen, to-from, b.way.storage
 	s := b.s[:rows*PageLen]
 	most := v.tileRows[storage]
 	if l.arithmetic != Chain {
 		most = pairRows
 	}
 	b.lead = l.arithmetic == Chain && rows <= v.leadRows[storage] && (rows <= v.leadApart[storage] || b.goesOn(page))
-	told := b.ahead[b.streams():]
+	told := b.ahead[b.way.streams:]
 	told[0] = 0
 	if most > 0 {
 		told[0], told[1], told[2] = uintptr((rows+most-1)/most), 0, 0
@@ -179,7 +179,7 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 			told[2] = 1
 		}
 		if v.scales && l.scaled() {
-			told[3] = uintptr(unsafe.Pointer(&bytes[l.kBytes()+l.vBytes()]))
+			told[3] = uintptr(unsafe.Pointer(&bytes[b.way.keys+b.way.values]))
 		}
 	}
 	switch {
@@ -232,10 +232,10 @@ func (b *block) vectorPage(page, from, to int, part parts) {
 }
 
 // vectorValues adds a page's values, weighed, to those of rows [from, to) that see it: what each of them does is in does.
-func (b *block) vectorValues(page, from, to int, part parts) {
-	v, l, bytes, s := b.kernel.vector, b.kv.Layout, b.kv.Pages[page], b.s[:(to-from)*PageLen]
-	add, ahead := v.accumulate[storageIndex(l.dt)], b.askByValues(page)
-	values, vStride, cols := &bytes[l.kBytes()], l.vRowStride(), l.vStride()/vectorLen
+func (b *block) vectorValues(page, from, to int, part *parts) {
+	v, l, bytes, s := b.kernel.vector, &b.kv.Layout, b.kv.Pages[page], b.s[:(to-from)*PageLen]
+	add, ahead := v.accumulate[b.way.storage], b.askByValues(page)
+	values, vStride, cols := &bytes[b.way.keys], b.way.valueRow, b.way.columns
 	for r := from; r < to; {
 		// What some of the rows do not see weighs 0 there, which can change no more than the sign of a zero: v is finite
 		// where anything is seen. A row with a NaN weighs all positions NaN, even those that do not exist.
@@ -383,36 +383,53 @@ const farAhead = 8
 
 // askByKeys returns what scores asks memory for while it goes through the keys of a page, nil if nothing.
 func (b *block) askByKeys(page int) *uintptr {
-	l, next, streams := b.kv.Layout, b.nextPage(page), b.streams()
 	if b.lead {
 		return &b.ahead[0]
 	}
-	if !b.far() {
-		return b.ask(b.kv.Pages[page][l.kBytes():], l.vBytes()/streams)
+	if !b.way.far {
+		return b.ask(b.kv.Pages[page][b.way.keys:], b.way.apartValues)
 	}
+	next := b.nextPage(page)
 	if next == nil {
 		return nil
 	}
-	return b.ask(next, (l.kBytes()+l.vBytes())/streams)
+	return b.ask(next, b.way.apart)
 }
 
 // askByValues is askByKeys for accumulate and the values.
 func (b *block) askByValues(page int) *uintptr {
-	l, next, streams := b.kv.Layout, b.nextPage(page), b.streams()
-	switch {
-	case b.lead:
+	if b.lead {
 		return &b.ahead[0]
+	}
+	next := b.nextPage(page)
+	switch {
 	case next == nil:
 		return nil
-	case b.far():
-		return b.ask(next[l.kBytes()/streams:], (l.kBytes()+l.vBytes())/streams)
+	case b.way.far:
+		return b.ask(next[b.way.apartKeys:], b.way.apart)
 	}
-	return b.ask(next, l.kBytes()/streams)
+	return b.ask(next, b.way.apartKeys)
 }
 
-func (b *block) far() bool {
-	v := b.kernel.vector
-	return b.streams() > 1 && !v.oneStream && b.hi-b.lo > farAhead*PageLen
+// way is how a block goes through its pages, which is the same for all of them.
+type way struct {
+	storage           int // storageIndex
+	keys, values      int // bytes of a page
+	valueRow, columns int // of a row of values: its bytes, and its vectors
+	// streams is how many streams of memory are prefetched side by side, and apart how many bytes lie between them: of a page, of its
+	// keys, and of its values. Where it is far, all of the next page is prefetched, and else what comes next.
+	streams, apart, apartKeys, apartValues int
+	far                                    bool
+}
+
+// goes finds the way of the rows that the block has taken up.
+func (b *block) goes() way {
+	v, l := b.kernel.vector, b.kv.Layout
+	w := way{storage: storageIndex(l.dt), keys: l.kBytes(), values: l.vBytes(), valueRow: l.vRowStride(), columns: l.vStride() / vectorLen}
+	w.streams = b.streams()
+	w.apart, w.apartKeys, w.apartValues = (w.keys+w.values)/w.streams, w.keys/w.streams, w.values/w.streams
+	w.far = w.streams > 1 && !v.oneStream && b.hi-b.lo > farAhead*PageLen
+	return w
 }
 
 // streams is how many streams the block's pages are prefetched in.
@@ -452,7 +469,7 @@ func (v *vector) projects() (scores scoresFunc, streams int) {
 
 // ask returns where the streams begin, so many bytes apart.
 func (b *block) ask(from []byte, apart int) *uintptr {
-	for i := range b.streams() {
+	for i := range b.way.streams {
 		b.ahead[i] = uintptr(unsafe.Pointer(unsafe.SliceData(from))) + uintptr(i*apart)
 	}
 	return &b.ahead[0]
