@@ -217,6 +217,9 @@ func TestATenantSeesItsOwnThroughAnotherCoordinator(t *testing.T) {
 		t.Errorf("%d of %d calls say that they were passed on", has.passed.Load(), has.calls.Load())
 	}
 	before := has.calls.Load()
+	if get(relay, t.Context(), annsJob); has.calls.Load() != before {
+		t.Error("a call for nobody is passed on, as this coordinator's own")
+	}
 	if _, code := get(admin, metadata.AppendToOutgoingContext(t.Context(), "headwater-passed-on", "c"), annsJob); code != codes.NotFound || has.calls.Load() != before {
 		t.Errorf("what was passed on is passed on again: %v", code)
 	}
