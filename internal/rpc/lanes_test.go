@@ -360,7 +360,7 @@ func TestWhoOffersNoLanesIsSpokenToByGRPC(t *testing.T) {
 	for _, address := range []string{everything(t, c.of(c.issue(certs.Worker, "w1", time.Hour))), d.address} {
 		conns := NewConns(s, DialOptions()...)
 		for range 2 {
-			if _, err := conns.DialLane(t.Context(), Peer{"w1", address}, []byte("boot")); !errors.Is(err, ErrNoLane) {
+			if _, err := conns.DialLane(t.Context(), Peer{Name: "w1", Address: address}, []byte("boot")); !errors.Is(err, ErrNoLane) {
 				t.Errorf("got %v", err)
 			}
 		}
@@ -372,7 +372,7 @@ func TestWhoOffersNoLanesIsSpokenToByGRPC(t *testing.T) {
 	defer conns.Close()
 	e := openLaneDoor(t, c, FlightConfig{}, time.Minute)
 	for i := range mostLanes + 1 {
-		conn, err := conns.DialLane(t.Context(), Peer{"w1", e.address}, []byte("boot"))
+		conn, err := conns.DialLane(t.Context(), Peer{Name: "w1", Address: e.address}, []byte("boot"))
 		if (err == nil) != (i < mostLanes) || err != nil && !errors.Is(err, ErrNoLane) {
 			t.Fatalf("connection %d: %v", i, err)
 		}
@@ -380,7 +380,7 @@ func TestWhoOffersNoLanesIsSpokenToByGRPC(t *testing.T) {
 			defer conn.Close()
 		}
 	}
-	if _, err := conns.DialLane(t.Context(), Peer{"w2", e.address}, []byte("boot")); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "and worker w2 was looked for") {
+	if _, err := conns.DialLane(t.Context(), Peer{Name: "w2", Address: e.address}, []byte("boot")); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "and worker w2 was looked for") {
 		t.Errorf("one worker for another: %v", err)
 	}
 }
