@@ -34,7 +34,7 @@ func (c *Client) Copies(ctx context.Context) (*Copies, error) {
 type Event struct {
 	Number uint64 // at this coordinator since its start, from 1; an event that goes on comes again under a new number
 	Time   time.Time
-	Kind   string // a word for programs: joined, gone, restarted, moved, copied, job, lacking, whole, stale, draining, ...
+	Kind   string // a word for programs: joined, gone, restarted, moved, copied, job, lacking, whole, stale, twice, draining, ...
 	Worker string // that it is about, or ""
 	Count  uint64 // sessions, shards, copies or jobs that it touched
 	Text   string // one line for people

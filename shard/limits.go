@@ -23,6 +23,8 @@ const (
 	MaxTreeElements = 16 << 20
 	// MaxReplicas bounds the copies of a shard beside the owner's.
 	MaxReplicas = 8
+	// MaxLineage bounds the lines of epochs of which a worker remembers that a session came through them.
+	MaxLineage = 32
 	// MaxStripes bounds the stripes in which a session holds a group.
 	MaxStripes = 64
 	// MaxText bounds the bytes of each text that a session or a job is given: name, tenant, model fingerprint, key.

@@ -56,6 +56,7 @@ type keeper struct {
 	begun   map[[16]byte]struct{}  // sessions that held nothing and lacked copies when they were looked at first
 	torn    map[[16]byte]tear      // sessions whose holders were told of different epochs, or of a closed one
 	hung    map[[16]byte]time.Time // since when a holder hangs of sessions that nobody has left it out of
+	twice   map[[16]byte]time.Time // since when sessions go on twice; zero once it is said
 	said    int                    // copies that the newest event says are missing
 	copies  uint64
 	looked  time.Time
@@ -68,7 +69,7 @@ type keeper struct {
 func newKeeper(r *Relay, perSecond int64) *keeper {
 	return &keeper{
 		Relay: r, rate: rate{perSecond: perSecond}, kick: make(chan struct{}, 1),
-		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{}, torn: map[[16]byte]tear{}, hung: map[[16]byte]time.Time{},
+		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{}, torn: map[[16]byte]tear{}, hung: map[[16]byte]time.Time{}, twice: map[[16]byte]time.Time{},
 	}
 }
 
@@ -234,6 +235,7 @@ func (k *keeper) keepOnly(seen map[[16]byte]bool) {
 	maps.DeleteFunc(k.lost, func(id [16]byte, _ struct{}) bool { return !seen[id] })
 	maps.DeleteFunc(k.begun, func(id [16]byte, _ struct{}) bool { return !seen[id] })
 	maps.DeleteFunc(k.torn, func(id [16]byte, _ tear) bool { return !seen[id] })
+	maps.DeleteFunc(k.twice, func(id [16]byte, _ time.Time) bool { return !seen[id] })
 	maps.DeleteFunc(k.hung, func(id [16]byte, _ time.Time) bool { return !seen[id] })
 }
 
@@ -252,6 +254,7 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 			continue
 		}
 		p := k.plan(id, told[id], silent, described)
+		unfinished = k.sayTwice(p) || unfinished
 		if k.begins(p) {
 			k.note(id, 0, false)
 			unfinished = true
@@ -433,6 +436,7 @@ type plan struct {
 	id       [16]byte
 	current  []*headwaterv1.SessionState // of those that hold it
 	stale    []*headwaterv1.SessionState // of those that were left out of it
+	aside    []string                    // workers that have another side of it
 	holding  *fanout.Holding
 	lacking  int            // copies of shards
 	target   *fanout.Holder // who is to have more, with all that it is to have then; nil is nobody
@@ -460,6 +464,7 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, silent []
 		return nil // nobody has what is missing
 	}
 	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states), highest: highest(states), torn: isTorn(current, states)}
+	p.aside = p.others(states)
 	var places []workers.Description
 	for _, w := range described {
 		if slices.Contains(silent, w.Name) && slices.Contains(current[0].GetEpoch().GetMembers(), w.Name) &&
@@ -469,7 +474,7 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, silent []
 		holds := slices.ContainsFunc(h.Holders(), func(o *fanout.Holder) bool { return o.Name == w.Name })
 		switch {
 		case w.Err != nil:
-		case p.goesOnAt(w.Name, states): // it takes no copy in the place of what it has
+		case slices.Contains(p.aside, w.Name): // it takes no copy in the place of what it has
 		case !w.Said.GetDraining():
 			places = append(places, w)
 		case holds:
@@ -505,12 +510,46 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, silent []
 	return p
 }
 
-// goesOnAt reports whether a worker is told to have another side of the session, which nobody frees.
-func (p *plan) goesOnAt(name string, states []*headwaterv1.SessionState) bool {
-	return slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
-		return !slices.Contains(p.current, s) && !slices.Contains(p.stale, s) &&
-			slices.ContainsFunc(s.GetHolders(), func(o *headwaterv1.Holder) bool { return o.GetName() == name })
-	})
+// others returns the workers that have another side of a session, from which those that hold it have not come. Nobody frees it.
+func (p *plan) others(states []*headwaterv1.SessionState) (names []string) {
+	for _, s := range states {
+		if slices.Contains(p.current, s) || slices.Contains(p.stale, s) {
+			continue
+		}
+		for _, o := range s.GetHolders() {
+			names = append(names, o.GetName())
+		}
+	}
+	return names
+}
+
+// sayTwice makes it an event, once, if a session went on twice. While its holders are exchanged it may look so: then it is to be looked at
+// again.
+func (k *keeper) sayTwice(p *plan) (again bool) {
+	if p == nil {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	since, known := k.twice[p.id]
+	switch {
+	case len(p.aside) == 0:
+		delete(k.twice, p.id)
+		return false
+	case !known || p.holding.Closed():
+		k.twice[p.id] = k.now()
+		return true
+	case since.IsZero():
+		return false
+	case k.now().Sub(since) < tornFor:
+		return true
+	}
+	k.twice[p.id] = time.Time{}
+	for _, name := range p.aside {
+		k.observe.Happened(observe.GoesOnTwice, name, 1)
+	}
+	k.log.Warn("a session went on twice: what the workers of the other side have of it stays until its TTL", "session", fmt.Sprintf("%x", p.id), "workers", strings.Join(p.aside, " "))
+	return false
 }
 
 // act does one thing of a plan, and reports whether there was one that could be done.
@@ -572,7 +611,7 @@ func wholeWithout(h *fanout.Holding, names []string) bool {
 func (k *keeper) free(ctx context.Context, id [16]byte, s *headwaterv1.SessionState) error {
 	for _, o := range s.GetHolders() {
 		epoch := &headwaterv1.Epoch{Counter: s.GetEpoch().GetCounter(), Lane: s.GetEpoch().GetLane(), At: s.GetEpoch().GetCounter()}
-		err := k.conns.Drop(ctx, []*fanout.Holder{{Name: o.GetName(), Address: o.GetAddress()}}, &headwaterv1.DropSessionRequest{Session: id[:], Epoch: epoch})
+		err := k.conns.Drop(ctx, []*fanout.Holder{{Name: o.GetName(), Address: o.GetAddress()}}, &headwaterv1.DropSessionRequest{Session: id[:], Epoch: epoch, Served: s.GetServed()})
 		if err != nil {
 			return err
 		}

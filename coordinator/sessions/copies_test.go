@@ -10,6 +10,7 @@ import (
 
 	"headwater.example/coordinator/workers"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/observe"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -101,11 +102,24 @@ func TestACopyGoesWhereNoOtherSideIs(t *testing.T) {
 	worker := func(name string, memory uint64) workers.Description {
 		return workers.Description{Member: membership.Member{Name: name}, Said: &headwaterv1.DescribeResponse{BudgetBytes: memory, Weight: 1}}
 	}
-	k := New(Config{View: membership.Static(nil), Now: time.Now}).copies
+	now := time.Now()
+	k := New(Config{View: membership.Static(nil), Now: func() time.Time { return now }, Observe: observe.NewCoordinator()}).copies
 	described := []workers.Description{worker("w1", 1<<30), worker("w2", 1<<40), worker("w3", 1<<30)}
 	p := k.plan([16]byte{1}, []*headwaterv1.SessionState{state("w1", 4, "w1"), state("w2", 6, "w2", "w9")}, nil, described)
 	if p == nil || p.target == nil || p.target.Name != "w3" || len(p.stale) > 0 {
-		t.Errorf("got %+v", p)
+		t.Fatalf("got %+v", p)
+	}
+	// It is said once, when it has stayed so.
+	for i, again := range []bool{true, true, false, false} {
+		if i == 2 {
+			now = now.Add(tornFor)
+		}
+		if k.sayTwice(p) != again {
+			t.Errorf("look %d: it is looked at again: %v", i, !again)
+		}
+	}
+	if events, _ := k.observe.EventsAfter(0); len(events) != 1 || events[0].Worker != "w2" || events[0].What != observe.GoesOnTwice {
+		t.Errorf("what happened: %v", events)
 	}
 }
 

@@ -16,6 +16,8 @@ type AdoptRequest struct {
 	Layers                    []LayerState
 	Truncations, TruncationID uint64
 	Pinned                    bool
+	// Lineage are the lines through which the copy has come, at most shard.MaxLineage.
+	Lineage []uint64
 }
 
 // Adopt makes From the session, in the place of what is held of that one under the same closed epoch. Of whatever else is held of it
@@ -23,6 +25,9 @@ type AdoptRequest struct {
 func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 	if req.From == req.Session || req.Epoch.Counter < 1 {
 		return State{}, refuse(Invalid, "session %s: it can not adopt session %s under epoch %d", req.Session, req.From, req.Epoch.Counter)
+	}
+	if n := len(req.Lineage); n > shard.MaxLineage {
+		return State{}, refuse(Invalid, "session %s: it has come through %d lines of epochs, %d are the most that are remembered", req.Session, n, shard.MaxLineage)
 	}
 	s, err := st.hold(ctx, req.From, true)
 	if err != nil {
@@ -56,7 +61,7 @@ func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 	s.partLocked(req.Epoch)
 	st.unparkLocked(s) // another lane drives it
 	st.unlock()
-	s.epoch = req.Epoch.taken()
+	s.start(req.Epoch, req.Lineage...)
 	s.truncations, s.cutID, s.pinned = req.Truncations, req.TruncationID, req.Pinned
 	for l, want := range req.Layers {
 		id := &s.identities[l]

@@ -2,8 +2,10 @@ package kvcache
 
 import (
 	"context"
+	"slices"
 	"testing"
 
+	"headwater.example/shard"
 	"headwater.example/tensor"
 )
 
@@ -24,6 +26,7 @@ func TestACopyIsAdopted(t *testing.T) {
 	}
 	req := AdoptRequest{
 		From: temp, Session: id, Epoch: Epoch{Counter: 5, Lane: first.Lane, Base: 1, Closed: true, At: 9}, Truncations: 3, TruncationID: 77, Pinned: true,
+		Lineage: []uint64{4, 5},
 	}
 	for _, l := range filled.Layers {
 		l.Chain, l.AppendID, l.Before = 8, 9, &LayerState{Layer: l.Layer, Length: 69, Hashes: []uint64{1, 2}, Chain: 7}
@@ -47,6 +50,7 @@ func TestACopyIsAdopted(t *testing.T) {
 		"too few before":  {func(r *AdoptRequest) { r.Layers[1].Before = &LayerState{Layer: 1, Hashes: []uint64{1}} }, Invalid},
 		"an older epoch":  {func(r *AdoptRequest) { r.Epoch.Lane = LaneID{}; r.Epoch.Counter = 1 }, StaleEpoch},
 		"a newer epoch":   {func(r *AdoptRequest) { r.Epoch.Counter++ }, StaleEpoch},
+		"too many epochs": {func(r *AdoptRequest) { r.Lineage = make([]uint64, shard.MaxLineage+1) }, Invalid},
 		"an epoch of old": {func(r *AdoptRequest) { r.Epoch.Counter = 0 }, Invalid},
 	} {
 		bad := req
@@ -71,6 +75,9 @@ func TestACopyIsAdopted(t *testing.T) {
 	if state.Session != id || state.Truncations != 3 || state.TruncationID != 77 || !state.Pinned || len(state.Layers) != 2 ||
 		state.Epoch != (Epoch{Counter: 5, Lane: first.Lane, Base: 1, Closed: true}) {
 		t.Errorf("%+v", state)
+	}
+	if !slices.Equal(state.Lineage, []uint64{4, 5}) || state.Served != 5 {
+		t.Errorf("it came through %x, and was served under %x", state.Lineage, state.Served)
 	}
 	for _, l := range state.Layers {
 		if l.Chain != 8 || l.AppendID != 9 || l.Before == nil || l.Before.Length != 69 || l.Before.Chain != 7 || l.Before.Hashes[1] != 2 {

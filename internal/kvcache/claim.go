@@ -45,7 +45,10 @@ func (st *Store) Take(ctx context.Context, id SessionID, e Epoch, expect []Layer
 		}
 	}
 	if !checkOnly {
-		s.epoch = e.taken()
+		s.accept(e)
+		if e.Base == 0 {
+			s.serve() // a client is told what is there
+		}
 		st.mu.Lock()
 		st.unparkLocked(s)
 		s.partLocked(e)

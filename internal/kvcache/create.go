@@ -36,7 +36,7 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 		return State{}, err
 	}
 	s := &session{
-		id: req.Session, shape: sh, call: req.Call, busy: newGate(), epoch: req.Epoch,
+		id: req.Session, shape: sh, call: req.Call, busy: newGate(),
 		identities: make([]identity, len(sh.layers)), before: make([]uint64, sh.shards),
 		lengths: make([]int, len(sh.layers)), freed: make([]int, len(sh.layers)), hashes: make([]uint64, sh.shards),
 		tokens: slices.Clone(req.Tokens),
@@ -46,6 +46,7 @@ func (st *Store) Create(req CreateRequest) (State, error) {
 		err.Rule = fmt.Sprintf("session %s: %s", req.Session, err.Rule)
 		return State{}, err
 	}
+	s.start(req.Epoch)
 	// No one else knows it yet; a session is locked before the store.
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -7,8 +7,8 @@ const maxTombstones = 1 << 16
 
 // Drop ends a session. It refuses an epoch that is not the session's; a nil epoch fits every session. Dropping a session that has
 // ended is a success. If call is not 0, Drop ends only a session that this call has made, and if the call comes later, it
-// makes none.
-func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call uint64) error {
+// makes none. If served is not 0, Drop ends only a session for which no call was accepted on a later line; see State.
+func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call, served uint64) error {
 	s, err := st.hold(ctx, id, false)
 	if refused, ok := err.(*Error); ok && refused.Reason == Unknown {
 		return st.dropUnheld(id, call, refused)
@@ -20,6 +20,8 @@ func (st *Store) Drop(ctx context.Context, id SessionID, e *Epoch, call uint64) 
 	switch {
 	case e != nil && !s.knownTo(*e):
 		return s.stale(*e)
+	case served != 0 && served != s.served:
+		return s.stale(s.epoch)
 	case call != 0 && call != s.call:
 		return refuse(Exists, "session %s was made by another call, which it outlives", id)
 	}

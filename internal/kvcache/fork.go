@@ -87,12 +87,13 @@ func (st *Store) fork(s *session, req *ForkRequest, how made) (child, before *se
 		return nil, nil, err
 	}
 	child = &session{
-		id: req.Child, shape: s.shape, call: req.Call, busy: newGate(), epoch: req.ChildEpoch,
+		id: req.Child, shape: s.shape, call: req.Call, busy: newGate(),
 		identities: make([]identity, len(s.lengths)), before: make([]uint64, len(s.hashes)),
 		lengths: slices.Clone(s.lengths), freed: slices.Clone(s.freed), hashes: hashes,
 		rows: slices.Clone(s.rows), first: s.first, edge: s.edge, tokens: s.tokens[:len(s.tokens):len(s.tokens)], keyed: s.keyed,
 		begun: s.begun,
 	}
+	child.start(req.ChildEpoch)
 	child.mu.Lock()
 	st.mu.Lock()
 	defer st.unlock()

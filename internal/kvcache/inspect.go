@@ -115,6 +115,7 @@ func (st *Store) state(s *session) State {
 	state := State{
 		Session: s.id, Epoch: s.epoch, Truncations: s.truncations, TruncationID: s.cutID, Layers: make([]LayerState, len(sh.layers)), Pinned: s.pinned,
 		PageBytes: s.pageBytes(), Created: s.created, Config: &sh.config, Held: sh.held,
+		Lineage: slices.Clone(s.lineage), Served: s.served,
 	}
 	hashes, before := slices.Clone(s.hashes), slices.Clone(s.before)
 	for l, h := range sh.layers {

@@ -96,7 +96,7 @@ func TestAQuotaBoundsATenant(t *testing.T) {
 		t.Errorf("bob has %+v", u)
 	}
 	// What is left of a session are prefixes, which make way for their tenant.
-	must("a session ends", st.Drop(context.Background(), first, nil, 0))
+	must("a session ends", st.Drop(context.Background(), first, nil, 0, 0))
 	must("its end gives a session", func() error { _, err := create("ann", true, 2); return err }())
 	must("a page in the place of prefixes", fill(second, 1, true))
 	over("more than prefixes leave", quota.Bytes, fill(second, 1, true))

@@ -4,13 +4,18 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
 
+	"github.com/zeebo/xxh3"
+
 	"headwater.example/attention"
+	"headwater.example/shard"
 )
 
 // maxShards bounds the shards of a session that one store holds, which bounds what is kept beside a page.
@@ -57,6 +62,41 @@ func (e Epoch) compare(other Epoch) int {
 	return cmp.Or(cmp.Compare(e.Counter, other.Counter), bytes.Compare(e.Lane[:], other.Lane[:]))
 }
 
+// name names an epoch with its members, since two that step one on a lane's behalf may choose the same counter.
+func (e Epoch) name() uint64 {
+	b := make([]byte, 0, 8+16+8+4+1+len(e.Members))
+	b = binary.LittleEndian.AppendUint64(b, e.Counter)
+	b = append(b, e.Lane[:]...)
+	b = binary.LittleEndian.AppendUint64(b, e.Base)
+	b = binary.LittleEndian.AppendUint32(b, e.Holders)
+	b = append(b, 0)
+	if e.Closed {
+		b[len(b)-1] = 1
+	}
+	return xxh3.Hash(append(b, e.Members...))
+}
+
+// lineage are the names of the lines through which a session's state has come, the newest last. A line is epochs with the same members that
+// follow each other. What is acknowledged on it all members have, whoever of them accepted which of the epochs.
+type lineage []uint64
+
+// with returns the lineage that goes on with an epoch, after another one. It may change the one that it is called on.
+func (l lineage) with(e, before Epoch) lineage {
+	if len(l) > 0 && e.sameMembers(before) {
+		return l
+	}
+	if n := len(l) + 1 - shard.MaxLineage; n > 0 {
+		l = append(l[:0], l[n:]...)
+	}
+	return append(l, e.name())
+}
+
+// sameMembers reports whether two epochs are known to name the same holders.
+func (e Epoch) sameMembers(other Epoch) bool {
+	sorted := func(names string) []string { return slices.Sorted(strings.FieldsSeq(names)) }
+	return e == other || e.Members != "" && e.Holders == other.Holders && slices.Equal(sorted(e.Members), sorted(other.Members))
+}
+
 // session is one sequence. Its rows are those of pages [first, first+len(rows)); the pages before have left the windows of
 // all layers.
 type session struct {
@@ -81,6 +121,8 @@ type session struct {
 	mu          sync.Mutex // guards what follows
 	gone        bool
 	epoch       Epoch
+	lineage     lineage // the last one is the epoch's
+	served      uint64  // line on which a call was accepted last, or a lane took it, or it was made or adopted
 	truncations uint64
 	cutID       uint64 // of the newest truncation
 	pinned      bool
@@ -96,6 +138,25 @@ type session struct {
 	keyed       int      // pages that have a key, from page 0 on
 	begun       []begun  // [layers held] or nil, see CreateRequest.Begin
 }
+
+// accept makes an epoch the session's.
+func (s *session) accept(e Epoch) {
+	before := s.epoch
+	s.epoch = e.taken()
+	s.lineage = s.lineage.with(s.epoch, before)
+}
+
+// start makes an epoch the first one of a session, or of a copy that has come through a lineage, to whose last line the epoch belongs.
+func (s *session) start(e Epoch, through ...uint64) {
+	s.epoch, s.lineage = e.taken(), append(make(lineage, 0, len(through)+1), through...)
+	if len(through) == 0 {
+		s.lineage = s.lineage.with(s.epoch, Epoch{})
+	}
+	s.serve()
+}
+
+// serve notes that a call is accepted under the session's epoch.
+func (s *session) serve() { s.served = s.lineage[len(s.lineage)-1] }
 
 // unlock ends a call that holds both locks.
 func (s *session) unlock() {
@@ -136,7 +197,7 @@ func (s *session) otherTruncations(named uint64) *Error {
 }
 
 // sessionBase is what a session takes on the heap whatever its shape, with its places among those that are held.
-const sessionBase = 928 + maxMembers
+const sessionBase = 960 + maxMembers + 8*shard.MaxLineage
 
 // heap is about the most that the session takes on the heap beside its rows and its shape, with the tokens that it begins with.
 // Those that come later are little beside their pages.

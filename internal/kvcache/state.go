@@ -35,6 +35,10 @@ type State struct {
 	// PageBytes are those of all pages that the session refers to, OwnBytes those that nobody shares.
 	PageBytes, OwnBytes int64
 	Created, Used       time.Time
-	Config              *Config
-	Held                []HeldLayer
+	// Lineage are the lines through which the state has come, and Served is the one on which a call was accepted last, or a lane took the
+	// session, or it was made or adopted.
+	Lineage []uint64
+	Served  uint64
+	Config  *Config
+	Held    []HeldLayer
 }

@@ -146,6 +146,7 @@ func (st *Store) drive(ctx context.Context, id SessionID, e Epoch) (*session, er
 		defer s.unlock()
 		return nil, s.stale(e)
 	}
+	s.serve()
 	return s, nil
 }
 
@@ -156,7 +157,7 @@ func (st *Store) unknown(id SessionID) *Error {
 // Close drops all sessions and prefixes. Views that are not released yet keep their reservations.
 func (st *Store) Close() {
 	for _, state := range st.List() {
-		_ = st.Drop(context.Background(), state.Session, nil, 0) // It fails only where the session has ended.
+		_ = st.Drop(context.Background(), state.Session, nil, 0, 0) // It fails only where the session has ended.
 	}
 	st.mu.Lock()
 	for _, r := range st.prefixes.clear() {

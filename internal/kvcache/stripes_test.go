@@ -323,7 +323,7 @@ func (w *striped) fork() {
 			w.t.Fatal(err)
 		}
 		audit(w.t, st, nil)
-		if err := st.Drop(w.t.Context(), child.Session, nil, 0); err != nil {
+		if err := st.Drop(w.t.Context(), child.Session, nil, 0, 0); err != nil {
 			w.t.Fatal(err)
 		}
 	}

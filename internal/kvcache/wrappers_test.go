@@ -50,4 +50,4 @@ func (st *Store) branch(req ForkRequest) (State, error) {
 
 func (st *Store) look(id SessionID) (State, error) { return st.Peek(id) }
 
-func (st *Store) end(id SessionID, e *Epoch) error { return st.Drop(context.Background(), id, e, 0) }
+func (st *Store) end(id SessionID, e *Epoch) error { return st.Drop(context.Background(), id, e, 0, 0) }

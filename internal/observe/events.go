@@ -34,6 +34,7 @@ const (
 	CopiesLacking   EventKind = "lacking"    // Count copies of shards are missing
 	CopiesWhole     EventKind = "whole"      // no copies are missing any more
 	StaleFreed      EventKind = "stale"      // Count sessions that had gone on without it were freed there
+	GoesOnTwice     EventKind = "twice"      // Count sessions went on there beside those that hold them: what it has stays until their TTL
 	Draining        EventKind = "draining"   // it is drained
 	Undrained       EventKind = "undrained"  // it is drained no longer
 	Drained         EventKind = "drained"    // it is drained, and holds no sessions any more
@@ -59,6 +60,9 @@ var texts = map[EventKind]func(e *Event) string{
 	CopiesWhole:   func(*Event) string { return "no copies are missing" },
 	StaleFreed: func(e *Event) string {
 		return "worker " + e.Worker + " freed " + e.some("session that has gone on without it", "sessions that have gone on without it")
+	},
+	GoesOnTwice: func(e *Event) string {
+		return "worker " + e.Worker + " keeps what it has of " + e.some("session that went on there as well", "sessions that went on there as well")
 	},
 	Draining:   func(e *Event) string { return "worker " + e.Worker + " is drained: its sessions move away" },
 	Undrained:  func(e *Event) string { return "worker " + e.Worker + " is drained no longer" },

@@ -27,6 +27,7 @@ func TestEventsAreSaidAndCounted(t *testing.T) {
 		"under-replicated: 2 shards",
 		"no copies are missing",
 		"worker w1 freed 2 sessions that have gone on without it",
+		"worker w1 keeps what it has of 2 sessions that went on there as well",
 		"worker w1 is drained: its sessions move away",
 		"worker w1 is drained no longer",
 		"worker w1 is drained and holds no sessions",

@@ -81,14 +81,19 @@ type checker struct {
 	begun    map[string]int // operations by driver
 	contents []string       // that somebody has tried to make
 	acked    acknowledged
-	gone     bool            // a client was told that the session is no more
-	taken    map[string]bool // drivers since whose take-over another has begun one
+	parted   map[string]acknowledged // by driver, nil if no session may go on twice
+	gone     bool                    // a client was told that the session is no more
+	taken    map[string]bool         // drivers since whose take-over another has begun one
 	// cuts counts what may have raised the count of truncations: truncations, and operations that failed, which are taken back.
 	cuts int
 }
 
-func newChecker() *checker {
-	return &checker{worlds: map[possible]bool{{}: true}, begun: map[string]int{}, taken: map[string]bool{}, contents: []string{""}}
+func newChecker(parted bool) *checker {
+	c := &checker{worlds: map[possible]bool{{}: true}, begun: map[string]int{}, taken: map[string]bool{}, contents: []string{""}}
+	if parted {
+		c.parted = map[string]acknowledged{}
+	}
+	return c
 }
 
 // last returns what was acknowledged last.
@@ -134,8 +139,17 @@ func (c *checker) take(w *World, e event) error {
 		}
 		return nil
 	case ends:
+		if c.parted != nil && (e.err != nil || len(c.parted) > 0) {
+			if e.err == nil {
+				c.parted[e.driver] = acknowledged{content: e.op.content}
+			}
+			return nil
+		}
 		if e.err != nil {
 			return c.failed(w, e)
+		}
+		if c.parted != nil {
+			c.parted[e.driver] = acknowledged{content: e.op.content}
 		}
 		return c.succeeded(w, e)
 	}

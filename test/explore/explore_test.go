@@ -16,6 +16,7 @@ var (
 	alone = Script{"A", []string{"open", "append", "append", "cut-1", "append"}}
 	taker = Script{"B", []string{"attach", "append"}}
 	maker = Script{"K", []string{"copy"}}
+	other = Script{"L", []string{"copy"}}
 )
 
 // whole explores a case to the end.
@@ -50,6 +51,50 @@ func TestWhoIsBeingTakenIsLeftAlone(t *testing.T) {
 	again := Script{"A", []string{"open", "append", "attach"}}
 	if f := whole(t, Case{Drivers: []Script{again, maker}}); !f.Whole {
 		t.Errorf("not to the end: %v", f)
+	}
+}
+
+// parted are clients that each lose their connections to a worker and go on with the other one, while two coordinators make copies.
+var parted = Case{
+	Workers: 3, Looks: true, Eager: true, Parted: true,
+	Drivers: []Script{{"A", []string{"open", "append", "append", "append"}}, {"B", []string{"attach-blind", "append", "append"}}, maker, other},
+	Faults:  map[string]int{"break A>w1": 3, "break A>w2": 3, "break A>w3": 3, "break B>w1": 4, "break B>w2": 4, "break B>w3": 4, "tick": 3},
+}
+
+// walkParted makes random runs of clients that are parted, until one breaks something.
+func walkParted(t *testing.T, c Case, walks int) (f Found) {
+	t.Helper()
+	for i := range walks {
+		if f = walk(t, rand.New(rand.NewPCG(uint64(walks), uint64(i))), c); f.Err != nil {
+			break
+		}
+	}
+	return f
+}
+
+// TestBothSidesOfAPartedSessionStay: coordinators free no side of a session that went on twice, also while they make copies of the other
+// one. They do if workers forget that theirs went on.
+func TestBothSidesOfAPartedSessionStay(t *testing.T) {
+	c := parted
+	if f := walkParted(t, c, 120); f.Err != nil {
+		t.Errorf("%v", f)
+	}
+	c.Forgets = true
+	f := walkParted(t, c, 3000)
+	if f.Err == nil {
+		t.Errorf("nothing noticed: %v", f)
+	}
+	t.Logf("%v", f)
+}
+
+// TestTwoCoordinatorsFillAKilledWorker: it comes back with nothing, and what is made at it is a copy of what was acknowledged last, whoever of
+// the two makes it.
+func TestTwoCoordinatorsFillAKilledWorker(t *testing.T) {
+	c := Case{Workers: 3, Looks: true, Eager: true, Drivers: []Script{alone, taker, maker, other}, Faults: map[string]int{"crash w1": 1, "start w1": 1, "tick": 2}}
+	for i := range 60 {
+		if f := walk(t, rand.New(rand.NewPCG(2, uint64(i))), c); f.Err != nil {
+			t.Fatalf("walk %d: %v", i, f)
+		}
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
@@ -18,6 +20,9 @@ const last = "Z"
 func (w *World) finale() error {
 	if w.check.acked.receipt == nil {
 		return nil // it was never opened
+	}
+	if w.Parted {
+		return w.bothSides()
 	}
 	lives, acked := !w.check.dead(w), w.check.acked
 	d, err := w.newDriver(Script{Name: last, Do: []string{"attach-any", "append"}})
@@ -40,6 +45,21 @@ func (w *World) finale() error {
 		return err
 	}
 	return w.nobodyLeftOut()
+}
+
+// bothSides looks for what each client was acknowledged last, or what has gone on from there.
+func (w *World) bothSides() error {
+	id := w.check.acked.receipt.Session
+	for _, name := range slices.Sorted(maps.Keys(w.check.parted)) {
+		content := w.check.parted[name].content
+		if !slices.ContainsFunc(w.workers, func(p *process) bool {
+			s := p.told.has(id)
+			return s != nil && slices.ContainsFunc(w.check.known(), func(now string) bool { return strings.HasPrefix(now, content) && holds(s, now) })
+		}) {
+			return fmt.Errorf("%s was acknowledged %q, and no worker has it", name, content)
+		}
+	}
+	return nil
 }
 
 // nobodyLeftOut compares the holders of the newest epoch with those on which the session was opened, if nothing has broken: they are still

@@ -115,7 +115,11 @@ func (f Found) String() string {
 // Walk makes random runs of random cases. Each follows from the seed and its number.
 func Walk(t *testing.T, seed uint64, number int) Found {
 	rng := rand.New(rand.NewPCG(seed, uint64(number)))
-	c := drawCase(rng)
+	return walk(t, rng, drawCase(rng))
+}
+
+// walk makes a random run of a case.
+func walk(t *testing.T, rng *rand.Rand, c Case) Found {
 	f := Found{Runs: 1}
 	synctest.Test(t, func(*testing.T) {
 		w, err := newWorld(c)
@@ -154,7 +158,10 @@ func drawCase(rng *rand.Rand) Case {
 		c.Drivers = append(c.Drivers, script("B", "attach"))
 	}
 	if rng.IntN(2) > 0 {
-		c.Drivers = append(c.Drivers, Script{"K", []string{"copy"}})
+		c.Drivers = append(c.Drivers, maker)
+		if rng.IntN(2) > 0 {
+			c.Drivers = append(c.Drivers, other)
+		}
 	}
 	crashes := rng.IntN(2) == 0 // else connections break
 	for range rng.IntN(6) {

@@ -58,6 +58,11 @@ type Case struct {
 	// Plain lets plain holders (internal/testkit/plainholder), which have a fault, take the place of workers.
 	Plain bool
 	Fault plainholder.Fault
+	// Parted lets sessions go on twice: links of all clients may break. What each client is told is not compared with what others are, but
+	// each has to find at some worker what it was acknowledged last.
+	Parted bool
+	// Forgets lets workers say that no session was of any use since it was made.
+	Forgets bool
 	// SameBoot lets a worker that starts again say that it is the one that it was before.
 	SameBoot bool
 }
@@ -107,7 +112,7 @@ var _ io.Reader = (*random)(nil)
 // newWorld begins a run. It is called, as all else of the world, in a bubble.
 func newWorld(c Case) (*World, error) {
 	w := &World{
-		Case: c, net: stillnet.New(), check: newChecker(), left: maps.Clone(c.Faults), began: time.Now(),
+		Case: c, net: stillnet.New(), check: newChecker(c.Parted), left: maps.Clone(c.Faults), began: time.Now(),
 	}
 	for i := range c.Workers {
 		p := &process{name: fmt.Sprintf("w%d", i+1), address: fmt.Sprintf("w%d:1", i+1)}
@@ -151,7 +156,12 @@ func (w *World) start(p *process) error {
 		return err
 	}
 	p.end = made.Close
-	w.net.Serve(p.address, made.Register)
+	w.net.Serve(p.address, func(s grpc.ServiceRegistrar) {
+		if w.Forgets {
+			s = forgetful{s}
+		}
+		made.Register(s)
+	})
 	return nil
 }
 

@@ -195,7 +195,7 @@ func (s *Service) DropSession(ctx context.Context, m *headwaterv1.DropSessionReq
 		}
 		epoch = &e
 	}
-	if err := s.m.Store.Drop(ctx, id, epoch, m.GetCall()); err != nil {
+	if err := s.m.Store.Drop(ctx, id, epoch, m.GetCall(), m.GetServed()); err != nil {
 		return nil, refusal(err)
 	}
 	return &headwaterv1.DropSessionResponse{}, nil
@@ -208,7 +208,7 @@ func (s *Service) AdoptSession(ctx context.Context, m *headwaterv1.AdoptSessionR
 	}
 	req := kvcache.AdoptRequest{
 		Layers: readLayers(m.GetState().GetLayers()), Truncations: m.GetState().GetTruncations(), TruncationID: m.GetState().GetTruncationId(),
-		Pinned: m.GetState().GetPinned(),
+		Pinned: m.GetState().GetPinned(), Lineage: m.GetState().GetLineage(),
 	}
 	var err error
 	if req.From, err = s.own(ctx, "filled", m.GetFilled()); err != nil {

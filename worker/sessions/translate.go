@@ -162,7 +162,7 @@ func (s *Service) state(st kvcache.State, told detail) *headwaterv1.SessionState
 	self := &headwaterv1.Holder{Name: s.m.Name, Boot: s.boot[:], PageBytes: uint64(st.PageBytes), OwnBytes: uint64(st.OwnBytes), Layers: writeHeld(st.Config.Layers, st.Held)}
 	m.Holders = []*headwaterv1.Holder{self}
 	if told != listed {
-		m.Config = writeConfig(st.Config)
+		m.Config, m.Lineage, m.Served = writeConfig(st.Config), st.Lineage, st.Served
 	}
 	return m
 }

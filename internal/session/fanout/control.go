@@ -307,7 +307,7 @@ func (h *Holding) Join(id []byte, states []*headwaterv1.SessionState) (*headwate
 		return nil, wrong(h.holders[0].Name, "it answers without a state")
 	}
 	all := proto.CloneOf(states[0])
-	all.Layers, all.PageBytes, all.OwnBytes, all.Holders = nil, 0, 0, nil
+	all.Layers, all.PageBytes, all.OwnBytes, all.Holders, all.Lineage, all.Served = nil, 0, 0, nil, nil, 0
 	for i, s := range states {
 		if err := h.check(h.holders[i], id, s); err != nil {
 			return nil, err

@@ -13,6 +13,7 @@ import (
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
 	headwaterv1 "headwater.example/proto/headwater/v1"
+	"headwater.example/shard"
 )
 
 // Current returns who holds a session, of the states that workers tell of it: those of the highest epoch that is complete, which all that
@@ -26,7 +27,7 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 	if err != nil {
 		return nil, nil, fmt.Errorf("session %x: %w", states[0].GetSession(), err)
 	}
-	states = slices.Clone(states)
+	states = inForce(layers, states)
 	slices.SortStableFunc(states, func(a, b *headwaterv1.SessionState) int { return compareEpochs(b.GetEpoch(), a.GetEpoch()) })
 	for _, one := range complete(states) {
 		if h, err := ParseHolding(layers, allHolders(one)); err == nil {
@@ -53,6 +54,21 @@ func Current(states []*headwaterv1.SessionState) (*Holding, []*headwaterv1.Sessi
 		}
 	}
 	return nil, nil, missed(top, allHolders(states), err)
+}
+
+// inForce leaves out the states from which another one has come and gone on, if the rest has all groups: an epoch that came to some of the
+// holders too late may be the highest of all, and has nothing.
+func inForce(layers []shard.LayerSpec, states []*headwaterv1.SessionState) []*headwaterv1.SessionState {
+	rest := slices.DeleteFunc(slices.Clone(states), func(s *headwaterv1.SessionState) bool {
+		return slices.ContainsFunc(states, func(o *headwaterv1.SessionState) bool {
+			return leftOut(s, o.GetEpoch()) && s.GetServed() != 0 && o.GetServed() != 0 &&
+				cameThrough([]*headwaterv1.SessionState{o}, s.GetServed(), s.GetLayers()) && !slices.Contains(s.GetLineage(), o.GetServed())
+		})
+	})
+	if _, err := ParseHolding(layers, allHolders(rest)); err != nil {
+		return slices.Clone(states)
+	}
+	return rest
 }
 
 func allHolders(states []*headwaterv1.SessionState) (all []*headwaterv1.Holder) {
@@ -113,10 +129,10 @@ func missed(epoch *headwaterv1.Epoch, holders []*headwaterv1.Holder, err error) 
 	return fmt.Errorf("%w; %s had the rest", err, strings.Join(names, ", "))
 }
 
-// Stale returns the states of workers that were left out of a session: they do not hold it any more, and what they have of it is of
-// no use. There are none while holders are being exchanged, nor if other workers hold the session under a complete epoch of their own.
-// Those of an epoch above the current one were left out by nobody: the session went on twice, and they may have what was acknowledged
-// there.
+// Stale returns the states of workers that were left out of a session, and from which those that hold it have come: what is acknowledged of
+// them the current ones have, so they are of no use. There are none while holders are being exchanged. A state from which the current
+// ones have not come, or that does not tell, is the other side of a session that goes on twice: what was acknowledged there may be there alone,
+// whether its epoch is lower or higher.
 func Stale(h *Holding, current, all []*headwaterv1.SessionState) []*headwaterv1.SessionState {
 	if h.closed || len(current) == 0 {
 		return nil
@@ -125,14 +141,37 @@ func Stale(h *Holding, current, all []*headwaterv1.SessionState) []*headwaterv1.
 	if slices.ContainsFunc(current, func(s *headwaterv1.SessionState) bool { return compareEpochs(s.GetEpoch(), top) != 0 }) {
 		return nil
 	}
-	all = slices.Clone(all)
-	slices.SortStableFunc(all, func(a, b *headwaterv1.SessionState) int { return compareEpochs(b.GetEpoch(), a.GetEpoch()) })
-	if len(complete(all)) > 1 {
-		return nil
-	}
-	return slices.DeleteFunc(all, func(s *headwaterv1.SessionState) bool {
-		return slices.Contains(current, s) || compareEpochs(s.GetEpoch(), top) > 0
+	return slices.DeleteFunc(slices.Clone(all), func(s *headwaterv1.SessionState) bool {
+		return slices.Contains(current, s) || s.GetServed() == 0 || !cameThrough(current, s.GetServed(), s.GetLayers())
 	})
+}
+
+// cameThrough reports whether for each of some layers a state of it has come through a line of epochs. All that was acknowledged of the layers
+// on that line, or before it on the way there, these states have then: each append is acknowledged by all holders of its layer, and so by all
+// members of the line.
+func cameThrough(states []*headwaterv1.SessionState, line uint64, layers []*headwaterv1.LayerState) bool {
+	return !slices.ContainsFunc(layers, func(l *headwaterv1.LayerState) bool {
+		return !slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool {
+			return slices.Contains(s.GetLineage(), line) &&
+				slices.ContainsFunc(s.GetLayers(), func(own *headwaterv1.LayerState) bool { return own.GetLayer() == l.GetLayer() })
+		})
+	})
+}
+
+// joined returns the lines through which a copy of some layers has come that is made of all these states, in their order.
+func joined(states []*headwaterv1.SessionState, layers []*headwaterv1.LayerState) (lineage []uint64) {
+	for _, s := range states {
+		at := 0 // behind the last one that is there already
+		for _, line := range s.GetLineage() {
+			if i := slices.Index(lineage, line); i >= 0 {
+				at = i + 1
+			} else if cameThrough(states, line, layers) {
+				lineage = slices.Insert(lineage, at, line)
+				at++
+			}
+		}
+	}
+	return lineage[max(0, len(lineage)-shard.MaxLineage):]
 }
 
 func compareEpochs(a, b *headwaterv1.Epoch) int {

@@ -3,6 +3,7 @@ package fanout_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -99,24 +100,44 @@ func TestWhatHoldersSayGoesBeforeOnlyIfItIsNews(t *testing.T) {
 	}
 }
 
-// TestOnlyWhatWasLeftOutIsStale: what a worker has of an older epoch that the session's goes beyond, and not what it has of a later one
-// that has not come to all of its workers, nor of a complete one.
-func TestOnlyWhatWasLeftOutIsStale(t *testing.T) {
+// TestWhoGoesOverAnExchangeTakesNobodyAlong: one that has got a later epoch meanwhile may have more than the others, and refuses.
+func TestWhoGoesOverAnExchangeTakesNobodyAlong(t *testing.T) {
+	p := exchanged(t)
+	known := &headwaterv1.SessionState{Epoch: &headwaterv1.Epoch{Counter: 1, Lane: p.epoch.GetLane(), Closed: true}}
+	h, err := p.conns.GoOver(t.Context(), p.at, p.at.Holding().Under(known, known), p.epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := names(h); !slices.Equal(got, []string{"w2", "w3"}) || h.Counter() != 3 {
+		t.Errorf("%v hold it under %d", got, h.Counter())
+	}
+}
+
+// TestOnlyWhereASessionCameFromIsStale: what a worker has from which those that hold the session have come, by its last call and whatever
+// its epoch is since, and nothing else.
+func TestOnlyWhereASessionCameFromIsStale(t *testing.T) {
 	layers := []shard.LayerSpec{shape(6, 3, 8, 8)}
 	all := []uint32{0, 1, 2}
+	one := func(name string, counter uint64, served uint64, lineage []uint64, members ...string) *headwaterv1.SessionState {
+		s := told(name, counter, members, all)
+		s.Config = &headwaterv1.SessionConfig{Layers: layerproto.SessionLayers(layers)}
+		s.Layers, s.Lineage, s.Served = []*headwaterv1.LayerState{{}}, lineage, served
+		return s
+	}
 	for _, test := range []struct {
 		name   string
 		states []*headwaterv1.SessionState
 		want   []string
 	}{
-		{"left out", []*headwaterv1.SessionState{told("a", 4, []string{"a", "b"}, all), told("b", 4, []string{"a", "b"}, all), told("c", 3, []string{"a", "c"}, all)}, []string{"c"}},
-		{"goes on twice", []*headwaterv1.SessionState{told("a", 4, []string{"a", "b"}, all), told("b", 4, []string{"a", "b"}, all), told("c", 3, []string{"c"}, all)}, nil},
-		{"goes on twice, and the later side gets a copy", []*headwaterv1.SessionState{told("a", 4, []string{"a"}, all), told("b", 6, []string{"b", "c"}, all), told("c", 5, []string{"b"}, all)}, nil},
-		{"the later side has lost a worker", []*headwaterv1.SessionState{told("a", 4, []string{"a"}, all), told("b", 6, []string{"b", "c"}, all)}, nil},
+		{"left out", []*headwaterv1.SessionState{one("a", 4, 4, []uint64{3, 4}, "a", "b"), one("b", 4, 4, []uint64{4}, "a", "b"), one("c", 3, 3, []uint64{3}, "a", "c")}, []string{"c"}},
+		{"left out, with an epoch that came to it alone", []*headwaterv1.SessionState{one("a", 4, 4, []uint64{3, 4}, "a"), one("c", 6, 3, []uint64{3, 6}, "a", "c")}, []string{"c"}},
+		{"goes on twice", []*headwaterv1.SessionState{one("a", 4, 4, []uint64{3, 4}, "a", "b"), one("b", 4, 4, []uint64{3, 4}, "a", "b"), one("c", 5, 5, []uint64{3, 5}, "c", "d")}, nil},
+		{"goes on twice, and the later side gets a copy", []*headwaterv1.SessionState{one("a", 4, 4, []uint64{3, 4}, "a"), one("b", 7, 5, []uint64{3, 5, 6, 7}, "b", "c"), one("c", 6, 6, []uint64{3, 5, 6}, "b")}, nil},
+		{"a worker of the earlier side was killed and filled by the later one", []*headwaterv1.SessionState{
+			one("a", 7, 6, []uint64{3, 5, 6, 7}, "a", "b"), one("b", 7, 7, []uint64{3, 5, 6, 7}, "a", "b"), one("c", 4, 4, []uint64{3, 4}, "b", "c"),
+		}, nil},
+		{"it does not tell", []*headwaterv1.SessionState{one("a", 4, 4, []uint64{3, 4}, "a"), one("c", 3, 0, nil, "a", "c")}, nil},
 	} {
-		for _, s := range test.states {
-			s.Config = &headwaterv1.SessionConfig{Layers: layerproto.SessionLayers(layers)}
-		}
 		h, current, err := fanout.Current(test.states)
 		if err != nil {
 			t.Fatalf("%s: %v", test.name, err)
@@ -128,5 +149,56 @@ func TestOnlyWhatWasLeftOutIsStale(t *testing.T) {
 		if !slices.Equal(stale, test.want) {
 			t.Errorf("%s: %v are stale, not %v", test.name, stale, test.want)
 		}
+	}
+}
+
+// TestWhatHasGoneOnCounts: and not what it has come from, though an epoch that nobody else accepted came to that one later.
+func TestWhatHasGoneOnCounts(t *testing.T) {
+	layers := []shard.LayerSpec{shape(6, 3, 8, 8)}
+	all := []uint32{0, 1, 2}
+	states := func(served uint64) []*headwaterv1.SessionState {
+		a, c := told("a", 5, []string{"a", "b"}, all), told("c", 9, []string{"b", "c"}, all)
+		a.Lineage, a.Served = []uint64{1, 2, 4, 5}, 4
+		c.Lineage, c.Served = []uint64{1, 9}, served
+		for _, s := range []*headwaterv1.SessionState{a, c} {
+			s.Config = &headwaterv1.SessionConfig{Layers: layerproto.SessionLayers(layers)}
+			s.Layers = []*headwaterv1.LayerState{{}}
+		}
+		return []*headwaterv1.SessionState{a, c}
+	}
+	for served, want := range map[uint64]string{1: "a", 9: "c"} {
+		h, _, err := fanout.Current(states(served))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := names(h); !slices.Equal(got, []string{want}) {
+			t.Errorf("%v hold what was served under %d last, not %s", got, served, want)
+		}
+	}
+}
+
+// TestACopyCameThroughWhatAllItsLayersCameThrough: who has one layer alone says nothing of another.
+func TestACopyCameThroughWhatAllItsLayersCameThrough(t *testing.T) {
+	layer := func(l uint32) *headwaterv1.LayerState { return &headwaterv1.LayerState{Layer: l} }
+	states := []*headwaterv1.SessionState{
+		{Lineage: []uint64{1, 3, 4}, Layers: []*headwaterv1.LayerState{layer(0)}},
+		{Lineage: []uint64{1, 2, 4}, Layers: []*headwaterv1.LayerState{layer(1)}},
+		{Lineage: []uint64{2, 4}, Layers: []*headwaterv1.LayerState{layer(0), layer(1)}},
+	}
+	for want, layers := range map[string][]*headwaterv1.LayerState{
+		"[1 2 3 4]": {layer(0)},
+		"[1 2 4]":   {layer(0), layer(1)},
+		"[]":        {layer(2)},
+	} {
+		if got := fmt.Sprint(fanout.Joined(states, layers)); got != want {
+			t.Errorf("layers %v came through %s, not %s", layers, got, want)
+		}
+	}
+	long := []*headwaterv1.SessionState{{Layers: states[0].Layers}, {Layers: states[0].Layers}}
+	for i := range uint64(shard.MaxLineage) {
+		long[0].Lineage, long[1].Lineage = append(long[0].Lineage, i), append(long[1].Lineage, i+10)
+	}
+	if got := fanout.Joined(long, states[0].Layers); len(got) != shard.MaxLineage || got[shard.MaxLineage-1] != shard.MaxLineage+9 {
+		t.Errorf("a long one is %v", got)
 	}
 }

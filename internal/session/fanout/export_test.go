@@ -20,6 +20,16 @@ func (c *Conns) Reopen(ctx context.Context, p *Place, epoch *headwaterv1.Epoch) 
 	return c.reopen(ctx, p, p.Holding(), epoch, nil)
 }
 
+// GoOver steps the epoch of holders that somebody seems to exchange without an end.
+func (c *Conns) GoOver(ctx context.Context, p *Place, h *Holding, driver *headwaterv1.Epoch) (*Holding, error) {
+	return c.goOver(ctx, p, h, h, driver)
+}
+
+// Joined returns through which epochs a copy of layers has come.
+func Joined(states []*headwaterv1.SessionState, layers []*headwaterv1.LayerState) []uint64 {
+	return joined(states, layers)
+}
+
 // LocateNow asks who holds a session now.
 func (c *Conns) LocateNow(ctx context.Context, id [16]byte, known *Holding) (*Holding, error) {
 	return c.locate(ctx, id, known)

@@ -222,28 +222,54 @@ func (c *Conns) settled(ctx context.Context, p *Place, from *Holding, driver *he
 	if h.split {
 		return nil, errNoWay // no lane drives all of them: the next take ends that
 	}
-	// Who was exchanging them has not come to an end.
-	counter := c.above(max(h.counter, from.counter))
-	if err := c.reopen(ctx, p, h, &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}, nil); err != nil {
-		return nil, err
+	return c.goOver(ctx, p, h, from, driver)
+}
+
+// goOver steps the epoch of holders that somebody exchanges who has not come to an end. If that one comes a step further after all, before
+// or beside this, the holders may be others, or one may have more than was told: they refuse, and are asked anew. All are asked before the
+// first is stepped: the rest would have an epoch above all others.
+func (c *Conns) goOver(ctx context.Context, p *Place, h, from *Holding, driver *headwaterv1.Epoch) (*Holding, error) {
+	for range follows {
+		if h.told == nil { // Locate tells of one epoch
+			h = cmp.Or(c.askHolders(ctx, p.id, h), h)
+		}
+		if !h.closed && h.counter > from.counter {
+			return h, nil
+		}
+		counter := c.above(max(h.counter, from.counter))
+		epoch := &headwaterv1.Epoch{Counter: counter, Lane: driver.GetLane(), Base: driver.GetCounter()}
+		err := c.stepAll(ctx, p, h, epoch, map[string]uint64{}, true)
+		if err == nil {
+			err = c.reopen(ctx, p, h, epoch, map[string]uint64{})
+		}
+		if err != nil && stale(err, driver) == 0 {
+			return nil, err
+		}
+		stepped := err == nil
+		if h, err = c.locate(ctx, p.id, from); err != nil {
+			return nil, err
+		}
+		if !h.closed && (h.counter == counter || !stepped && h.counter > from.counter) {
+			return h, nil
+		}
 	}
-	// Who was exchanging them may have come a step further just before.
-	h, err := c.locate(ctx, p.id, from)
-	if err == nil && (h.closed || h.counter != counter) {
-		err = errNoWay
-	}
-	return h, err
+	return nil, errNoWay
 }
 
 // reopen steps the epoch at all holders. If at is given, those of them that have another counter than it says, or than the holders
 // are known by, refuse: what they hold may be different. It notes there who has taken the new one.
 func (c *Conns) reopen(ctx context.Context, p *Place, h *Holding, epoch *headwaterv1.Epoch, at map[string]uint64) error {
+	return c.stepAll(ctx, p, h, epoch, at, false)
+}
+
+// stepAll is reopen, or with checkOnly asks whether that would go well.
+func (c *Conns) stepAll(ctx context.Context, p *Place, h *Holding, epoch *headwaterv1.Epoch, at map[string]uint64, checkOnly bool) error {
 	states, err := c.all(ctx, h, func(ctx context.Context, s headwaterv1.SessionServiceClient, i int) (*headwaterv1.SessionState, error) {
 		own := h.named(epoch)
 		if at != nil {
 			own.At = cmp.Or(at[h.holders[i].Name], h.at(i))
 		}
-		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: own})
+		resp, err := s.TakeSession(ctx, &headwaterv1.TakeSessionRequest{Session: p.id[:], Epoch: own, CheckOnly: checkOnly})
 		return resp.GetState(), err
 	})
 	for i, s := range states {

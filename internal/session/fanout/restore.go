@@ -343,6 +343,7 @@ func (r *restore) finish(ctx context.Context, states []*headwaterv1.SessionState
 		lengths[l] = one.GetLength()
 		whole.Layers = append(whole.Layers, one)
 	}
+	whole.Lineage = joined(states, whole.GetLayers())
 	if err := r.cut(ctx, lengths); err != nil {
 		return err
 	}

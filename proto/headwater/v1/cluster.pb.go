@@ -176,7 +176,7 @@ type Event struct {
 	Number uint64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// When it began.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// What happened: joined, gone, restarted, moved, copied, job, lacking, whole, stale, draining, drained, rebalanced or failed.
+	// What happened: joined, gone, restarted, moved, copied, job, lacking, whole, stale, twice, draining, drained, rebalanced or failed.
 	Kind string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Name of the worker that it is about, or empty.
 	Worker string `protobuf:"bytes,4,opt,name=worker,proto3" json:"worker,omitempty"`

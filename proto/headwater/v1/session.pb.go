@@ -857,7 +857,15 @@ type SessionState struct {
 	TruncationId uint64 `protobuf:"fixed64,14,opt,name=truncation_id,json=truncationId,proto3" json:"truncation_id,omitempty"`
 	// From a worker that was asked for them: the others that the epoch names, by name and address, as far as the worker knows them by the
 	// cluster's membership. It is a hint where to ask: who holds what, each says itself. Since version 1.4.
-	Others        []*Holder `protobuf:"bytes,15,rep,name=others,proto3" json:"others,omitempty"`
+	Others []*Holder `protobuf:"bytes,15,rep,name=others,proto3" json:"others,omitempty"`
+	// From a worker: the lines of epochs through which its state has come, at most 32, the newest last. A line is epochs with the same
+	// members that a holder accepted one after the other; its name is a hash of the first one with its members. What a worker adopts has come
+	// through the lines of whom it was copied from. All that was acknowledged on one of these lines, of a layer that the worker holds, the
+	// worker has. In AdoptSession: through which the copy has come. Since version 1.4.
+	Lineage []uint64 `protobuf:"fixed64,16,rep,packed,name=lineage,proto3" json:"lineage,omitempty"`
+	// From a worker: the line on which it accepted a call last, or a lane took it, or it was made or adopted. Nothing that the worker has was
+	// acknowledged on a later one. Since version 1.4.
+	Served        uint64 `protobuf:"fixed64,17,opt,name=served,proto3" json:"served,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -995,6 +1003,20 @@ func (x *SessionState) GetOthers() []*Holder {
 		return x.Others
 	}
 	return nil
+}
+
+func (x *SessionState) GetLineage() []uint64 {
+	if x != nil {
+		return x.Lineage
+	}
+	return nil
+}
+
+func (x *SessionState) GetServed() uint64 {
+	if x != nil {
+		return x.Served
+	}
+	return 0
 }
 
 // CreateSessionRequest asks for a session.
@@ -1787,7 +1809,10 @@ type DropSessionRequest struct {
 	Epoch *Epoch `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Absent, or id of the call that makes the session. A session that another call has made stays. If the session is not
 	// there yet, that call will not make it any more.
-	Call          uint64 `protobuf:"fixed64,3,opt,name=call,proto3" json:"call,omitempty"`
+	Call uint64 `protobuf:"fixed64,3,opt,name=call,proto3" json:"call,omitempty"`
+	// Absent, or SessionState.served as the caller knows it: if a call was accepted on a later line, the session stays (STALE_EPOCH).
+	// Only a worker heeds it. Since version 1.4.
+	Served        uint64 `protobuf:"fixed64,4,opt,name=served,proto3" json:"served,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1839,6 +1864,13 @@ func (x *DropSessionRequest) GetEpoch() *Epoch {
 func (x *DropSessionRequest) GetCall() uint64 {
 	if x != nil {
 		return x.Call
+	}
+	return 0
+}
+
+func (x *DropSessionRequest) GetServed() uint64 {
+	if x != nil {
+		return x.Served
 	}
 	return 0
 }
@@ -3583,7 +3615,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05first\x18\x04 \x01(\x04R\x05first\x12\x14\n" +
 	"\x05chain\x18\x05 \x01(\x06R\x05chain\x120\n" +
 	"\x06before\x18\x06 \x01(\v2\x18.headwater.v1.LayerStateR\x06before\x12\x1b\n" +
-	"\tappend_id\x18\a \x01(\x06R\bappendId\"\xc5\x04\n" +
+	"\tappend_id\x18\a \x01(\x06R\bappendId\"\xf7\x04\n" +
 	"\fSessionState\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -3601,7 +3633,9 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\aholders\x18\f \x03(\v2\x14.headwater.v1.HolderR\aholders\x123\n" +
 	"\x06config\x18\r \x01(\v2\x1b.headwater.v1.SessionConfigR\x06config\x12#\n" +
 	"\rtruncation_id\x18\x0e \x01(\x06R\ftruncationId\x12,\n" +
-	"\x06others\x18\x0f \x03(\v2\x14.headwater.v1.HolderR\x06others\"\xb3\x02\n" +
+	"\x06others\x18\x0f \x03(\v2\x14.headwater.v1.HolderR\x06others\x12\x18\n" +
+	"\alineage\x18\x10 \x03(\x06R\alineage\x12\x16\n" +
+	"\x06served\x18\x11 \x01(\x06R\x06served\"\xb3\x02\n" +
 	"\x14CreateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x123\n" +
@@ -3658,11 +3692,12 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06pinned\x18\x02 \x01(\bR\x06pinned\"F\n" +
 	"\x12PinSessionResponse\x120\n" +
-	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"m\n" +
+	"\x05state\x18\x01 \x01(\v2\x1a.headwater.v1.SessionStateR\x05state\"\x85\x01\n" +
 	"\x12DropSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12\x12\n" +
-	"\x04call\x18\x03 \x01(\x06R\x04call\"\x15\n" +
+	"\x04call\x18\x03 \x01(\x06R\x04call\x12\x16\n" +
+	"\x06served\x18\x04 \x01(\x06R\x06served\"\x15\n" +
 	"\x13DropSessionResponse\"\xec\x01\n" +
 	"\x13ListSessionsRequest\x12\x1a\n" +
 	"\bsessions\x18\x01 \x03(\fR\bsessions\x12\x1f\n" +

@@ -173,7 +173,7 @@ class LayerState(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ..., chain: _Optional[int] = ..., before: _Optional[_Union[LayerState, _Mapping]] = ..., append_id: _Optional[int] = ...) -> None: ...
 
 class SessionState(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config", "truncation_id", "others")
+    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config", "truncation_id", "others", "lineage", "served")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,8 @@ class SessionState(_message.Message):
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_ID_FIELD_NUMBER: _ClassVar[int]
     OTHERS_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
@@ -204,7 +206,9 @@ class SessionState(_message.Message):
     config: SessionConfig
     truncation_id: int
     others: _containers.RepeatedCompositeFieldContainer[Holder]
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., truncation_id: _Optional[int] = ..., others: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ...) -> None: ...
+    lineage: _containers.RepeatedScalarFieldContainer[int]
+    served: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., truncation_id: _Optional[int] = ..., others: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., lineage: _Optional[_Iterable[int]] = ..., served: _Optional[int] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("session", "epoch", "config", "held", "tokens", "workers", "begin", "call")
@@ -333,14 +337,16 @@ class PinSessionResponse(_message.Message):
     def __init__(self, state: _Optional[_Union[SessionState, _Mapping]] = ...) -> None: ...
 
 class DropSessionRequest(_message.Message):
-    __slots__ = ("session", "epoch", "call")
+    __slots__ = ("session", "epoch", "call", "served")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     call: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., call: _Optional[int] = ...) -> None: ...
+    served: int
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., call: _Optional[int] = ..., served: _Optional[int] = ...) -> None: ...
 
 class DropSessionResponse(_message.Message):
     __slots__ = ()
