@@ -164,6 +164,9 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 	c := &cluster{view: &view{changed: make(chan struct{})}}
 	var members []membership.Member
 	for i, w := range o.workers {
+		if w.members == nil {
+			w.members = c.view.Members
+		}
 		n := startWorker(t, fmt.Sprintf("w%d", i), w)
 		c.workers = append(c.workers, n)
 		members = append(members, n.Member)

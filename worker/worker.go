@@ -83,6 +83,7 @@ type Worker struct {
 	machine  *machine.Machine
 	jobs     *jobs.Service
 	sessions *sessions.Service
+	peers    *rpc.Conns  // to other workers, from which copies are fetched
 	draining atomic.Bool // as Describe says to coordinators, and leaving as well
 	leaving  atomic.Bool
 }
@@ -129,11 +130,13 @@ func New(cfg Config) (*Worker, error) {
 		Observe:     cfg.Observe,
 		Tracer:      cfg.Tracer,
 	})
+	peers := rpc.NewConns(cfg.Security, rpc.DialOptions()...)
 	w := &Worker{
 		cfg:      cfg,
 		machine:  m,
 		jobs:     jobs.New(m),
-		sessions: sessions.New(m, cfg.Boot, cfg.Members),
+		sessions: sessions.New(m, cfg.Boot, cfg.Members, peers),
+		peers:    peers,
 	}
 	w.observe()
 	return w, nil
@@ -150,6 +153,7 @@ func (w *Worker) ServerOptions(options ...rpc.ServerOption) []grpc.ServerOption 
 func (w *Worker) Register(s grpc.ServiceRegistrar) {
 	headwaterv1.RegisterWorkerServiceServer(s, w)
 	session.Register(s, w.sessions)
+	headwaterv1.RegisterFillServiceServer(s, sessions.Fills{Service: w.sessions})
 }
 
 // ListenLocal listens for plain lanes of this user's processes on this machine.
@@ -239,4 +243,7 @@ func (w *Worker) Tend(ctx context.Context, ticks <-chan time.Time) { w.machine.T
 func (w *Worker) Drain(ctx context.Context) error { return w.machine.Drain(ctx) }
 
 // Close drops all sessions and ends the worker's threads. It is called once all runs and lanes have ended and none can begin.
-func (w *Worker) Close() { w.machine.Close() }
+func (w *Worker) Close() {
+	_ = w.peers.Close() // they are closed either way
+	w.machine.Close()
+}

@@ -35,6 +35,9 @@ type Append struct {
 	Query uint64
 	// Metered is of a tenant's own call: its quota holds.
 	Metered bool
+	// After [groups], unless nil, are the hashes that the held groups are to have with the append. If they would have others nothing is
+	// appended.
+	After []uint64
 }
 
 // Append adds positions to all held groups of a layer, or to none. It returns the layer's length and appends its hashes after

@@ -111,10 +111,18 @@ func (st *Store) write(s *session, l int, a *Append, e *encoder) *Error {
 	e.hashes = e.hashes[:0]
 	row := 0
 	for i, g := range h.groups {
-		if err := e.write(s, l, a, i, row); err != nil {
+		err := e.write(s, l, a, i, row)
+		other := err == nil && a.After != nil && e.chain.receipt.Hash != a.After[i]
+		if err != nil || other {
 			st.mu.Lock()
 			st.cancelLocked(s, e)
 			st.unlock()
+		}
+		if other {
+			return refuse(Different, "session %s: layer %d %s: the hash after %d positions from %d on is %016x, not %016x: they are not what was appended",
+				s.id, h.layer, h.name(g), a.Positions, from, e.chain.receipt.Hash, a.After[i]).at(h.layer, from).of(g)
+		}
+		if err != nil {
 			return refuse(Invalid, "session %s: layer %d %s: %v", s.id, h.layer, h.name(g), err).at(h.layer, from).of(g)
 		}
 		e.hashes = append(e.hashes, e.chain.receipt.Hash)

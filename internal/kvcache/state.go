@@ -42,3 +42,13 @@ type State struct {
 	Config  *Config
 	Held    []HeldLayer
 }
+
+// NotBelow refuses if the session has a lower epoch than e: its holder has been left out since.
+func (s *State) NotBelow(e Epoch) error {
+	if s.Epoch.compare(e) >= 0 {
+		return nil
+	}
+	err := refuse(StaleEpoch, "session %s has epoch %d here, and %d elsewhere: this holder was left out of it", s.Session, s.Epoch.Counter, e.Counter)
+	err.Epoch = s.Epoch
+	return err
+}

@@ -228,6 +228,16 @@ func (m *machine) appendTo(t *rapid.T, s *modelSession, i, n int, withView bool)
 		query = rapid.IntRange(max(from-100, 0), from+n).Draw(t, "query")
 		a.Query = uint64(query)
 	}
+	if n > 0 && rapid.Bool().Draw(t, "hashes after") {
+		a.After = hashes(l, from+n)
+		other := a
+		other.After = slices.Clone(a.After)
+		other.After[rapid.IntRange(0, len(a.After)-1).Draw(t, "other hash of")]++
+		if _, _, err := m.store.put(&other, nil); err == nil || !refused(t, err, Different) && !refused(t, err, OverBudget) {
+			t.Fatalf("an append that would have other hashes than are named: %v", err)
+		}
+		m.lost(t)
+	}
 	used := m.store.Cache().UsedBytes
 	length, got, err := add(&a, nil)
 	switch {

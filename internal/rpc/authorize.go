@@ -30,6 +30,7 @@ var allowed = map[certs.Role]map[string][]certs.Role{
 	},
 	certs.Worker: {
 		workerService:     {certs.Coordinator},
+		fillService:       {certs.Coordinator},
 		sessionService:    {certs.Client, certs.Relay, certs.Coordinator, certs.Worker, certs.Admin},
 		reflectionService: {certs.Admin},
 	},

@@ -40,6 +40,7 @@ const (
 	coordinatorService = "/headwater.v1.CoordinatorService/"
 	workerService      = "/headwater.v1.WorkerService/"
 	clusterService     = "/headwater.v1.ClusterService/"
+	fillService        = "/headwater.v1.FillService/"
 	reflectionService  = "/grpc.reflection."
 
 	sessionService = "/headwater.v1.SessionService/"

@@ -74,6 +74,7 @@ func everything(t *testing.T, s *Security) (address string) {
 	headwaterv1.RegisterCoordinatorServiceServer(Registrar(server), headwaterv1.UnimplementedCoordinatorServiceServer{})
 	headwaterv1.RegisterSessionServiceServer(Registrar(server), lanes{})
 	headwaterv1.RegisterWorkerServiceServer(Registrar(server), headwaterv1.UnimplementedWorkerServiceServer{})
+	headwaterv1.RegisterFillServiceServer(Registrar(server), headwaterv1.UnimplementedFillServiceServer{})
 	Register(server)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -125,6 +126,10 @@ func ask(t *testing.T, conn *grpc.ClientConn) map[string]error {
 	_, coordinator := headwaterv1.NewCoordinatorServiceClient(conn).Status(ctx, &headwaterv1.StatusRequest{})
 	_, session := headwaterv1.NewSessionServiceClient(conn).ListSessions(ctx, &headwaterv1.ListSessionsRequest{})
 	_, worker := headwaterv1.NewWorkerServiceClient(conn).Describe(ctx, &headwaterv1.DescribeRequest{})
+	filled, fill := headwaterv1.NewFillServiceClient(conn).FillSession(ctx)
+	if fill == nil {
+		_, fill = filled.Recv()
+	}
 	_, health := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
 	_, unknown := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/nobody/Knows")
 	if unknown == nil {
@@ -133,7 +138,7 @@ func ask(t *testing.T, conn *grpc.ClientConn) map[string]error {
 			unknown = s.RecvMsg(&headwaterv1.StatusRequest{})
 		}
 	}
-	return map[string]error{"coordinator": coordinator, "session": session, "worker": worker, "health": health, "unknown": unknown}
+	return map[string]error{"coordinator": coordinator, "session": session, "worker": worker, "fill": fill, "health": health, "unknown": unknown}
 }
 
 // mixed is a folder with the certificate of one and the trust of another.
@@ -208,7 +213,7 @@ func TestARoleIsHeldToWhatItMayDo(t *testing.T) {
 	c := newCity(t)
 	may := map[certs.Role]map[certs.Role]string{ // by server, by caller
 		certs.Coordinator: {certs.Client: "coordinator session", certs.Relay: "coordinator session", certs.Coordinator: "coordinator session", certs.Worker: ""},
-		certs.Worker:      {certs.Client: "session", certs.Relay: "session", certs.Coordinator: "session worker", certs.Worker: "session"},
+		certs.Worker:      {certs.Client: "session", certs.Relay: "session", certs.Coordinator: "session worker fill", certs.Worker: "session"},
 		certs.Relay:       {certs.Client: "session", certs.Relay: "", certs.Coordinator: "", certs.Worker: ""},
 	}
 	for at, callers := range may {
@@ -221,9 +226,9 @@ func TestARoleIsHeldToWhatItMayDo(t *testing.T) {
 		for role, services := range callers {
 			refusals := server.Refused()[certs.WrongRole]
 			answers := ask(t, dialed(t, address, c.of(c.issue(role, "me", time.Hour)).Dial(to)))
-			for _, service := range []string{"coordinator", "session", "worker"} {
+			for _, service := range []string{"coordinator", "session", "worker", "fill"} {
 				want := codes.PermissionDenied
-				if strings.Contains(services, service) || allowed[at][map[string]string{"coordinator": coordinatorService, "session": sessionService, "worker": workerService}[service]] == nil {
+				if strings.Contains(services, service) || allowed[at][map[string]string{"coordinator": coordinatorService, "session": sessionService, "worker": workerService, "fill": fillService}[service]] == nil {
 					want = codes.Unimplemented
 				} else {
 					refusals++

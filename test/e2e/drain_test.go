@@ -136,6 +136,7 @@ func TestADrainedWorkerCanBeKilled(t *testing.T) {
 	all := twins(t, c, calm, 8)
 	stop := keepStepping(t, all)
 	coord(t, "drain", c.Name(0), "--coordinator", c.Address()).progressed().succeeds(t)
+	neverSaid(t, c, "a copy of a session goes through the coordinator")
 	c.Kill(0)
 	if err := c.RestartWorker(bounded(t), 0); err != nil {
 		t.Fatal(err)

@@ -69,7 +69,7 @@ func TestAReadyWorkerMeansThatAnotherMayGo(t *testing.T) {
 }
 
 // TestAWorkerWithACertificateDrainsItself asks one of two workers to end, which has the only copy of a part of a session. The session
-// goes on with the bits of the job. With the certificate of a worker nobody drains another one.
+// goes on with the bits of the job, which the other worker has fetched by itself. With the certificate of a worker nobody drains another one.
 func TestAWorkerWithACertificateDrainsItself(t *testing.T) {
 	t.Parallel()
 	folder := authority(t)
@@ -88,5 +88,6 @@ func TestAWorkerWithACertificateDrainsItself(t *testing.T) {
 	case <-g.ctx.Done():
 		t.Fatal("the worker does not end")
 	}
+	neverSaid(t, c, "a copy of a session goes through the coordinator")
 	g.step(s, 70, 72)
 }

@@ -265,3 +265,13 @@ func awaitSaid(t *testing.T, c *cluster, what string, times int) {
 		}
 	}
 }
+
+// neverSaid fails if the processes have said what.
+func neverSaid(t *testing.T, c *cluster, what string) {
+	t.Helper()
+	c.logs.mu.Lock()
+	defer c.logs.mu.Unlock()
+	if said := c.logs.text.String(); strings.Contains(said, what) {
+		t.Errorf("it is said that %s:\n%s", what, said)
+	}
+}

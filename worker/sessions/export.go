@@ -21,6 +21,9 @@ func (s *Service) ExportSession(m *headwaterv1.ExportSessionRequest, stream grpc
 	if err != nil {
 		return refusal(err)
 	}
+	if err := notLeftOut(&state, m.GetEpoch()); err != nil {
+		return refusal(err)
+	}
 	layer, groups, err := s.m.Store.Layer(id, shard.Layer(m.GetLayer()), 0)
 	if err != nil {
 		return refusal(err)

@@ -23,6 +23,7 @@ import (
 	"headwater.example/internal/contextframe"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/layerproto"
+	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
@@ -36,6 +37,7 @@ import (
 type place struct {
 	m        *machine.Machine
 	service  *Service
+	server   *grpc.Server
 	conn     *grpc.ClientConn
 	sessions headwaterv1.SessionServiceClient
 }
@@ -44,16 +46,24 @@ type place struct {
 func serveSessions(t testing.TB, cfg machine.Config, opts ...grpc.ServerOption) *place {
 	t.Helper()
 	cfg.Name = "w1"
+	return serveAmong(t, cfg, nil, opts...)
+}
+
+// serveAmong is serveSessions of a worker that knows these members.
+func serveAmong(t testing.TB, cfg machine.Config, members func() []membership.Member, opts ...grpc.ServerOption) *place {
+	t.Helper()
 	cfg.Threads = max(cfg.Threads, 2)
 	if cfg.Budget == 0 {
 		cfg.Budget = 1 << 30
 	}
 	m := machine.New(cfg)
-	service := New(m, uuid.UUID{15: 1}, nil)
+	peers := rpc.NewConns(nil, rpc.DialOptions()...)
+	service := New(m, uuid.UUID{15: 1}, members, peers)
 	listener := bufconn.Listen(1 << 16)
 	// A caller may have its answer before the handler has returned.
 	server := grpc.NewServer(append(m.Flight.ServerOptions(), append(opts, grpc.WaitForHandlers(true))...)...)
 	session.Register(rpc.Registrar(server), service)
+	headwaterv1.RegisterFillServiceServer(rpc.Registrar(server), Fills{Service: service})
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(listener) }()
 	dialer := grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) })
@@ -68,7 +78,7 @@ func serveSessions(t testing.TB, cfg machine.Config, opts ...grpc.ServerOption) 
 		// The test's context has ended.
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		if err := m.Drain(ctx); err != nil {
+		if err := errors.Join(m.Drain(ctx), peers.Close()); err != nil {
 			t.Error(err)
 		}
 		m.Close()
@@ -84,7 +94,7 @@ func serveSessions(t testing.TB, cfg machine.Config, opts ...grpc.ServerOption) 
 			t.Errorf("%d steps and %d tokens are queued on %d lanes in the end", steps, tokens, lanes)
 		}
 	})
-	return &place{m: m, service: service, conn: conn, sessions: headwaterv1.NewSessionServiceClient(conn)}
+	return &place{m: m, service: service, server: server, conn: conn, sessions: headwaterv1.NewSessionServiceClient(conn)}
 }
 
 // driver is a lane of the generated client.

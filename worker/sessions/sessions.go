@@ -6,8 +6,8 @@
 // a view that no append changes, and sends the answer. What must wait does so in its lane: for its session, for a thread, for a
 // client that does not read.
 //
-// The other calls (sessions.go) translate a message (translate.go), ask the store, and answer with what is held. ListSessions (list.go) and
-// ExportSession (export.go) only look, and so does WatchAttention (watch.go), which works out the weights of a query that a step leaves
+// The other calls (sessions.go) translate a message (translate.go), ask the store, and answer with what is held. FillSession (fill.go) fetches a
+// session from other workers. ListSessions (list.go) and ExportSession (export.go) only look, and so does WatchAttention (watch.go), which works out the weights of a query that a step leaves
 // there if somebody watches.
 package sessions
 
@@ -40,6 +40,7 @@ type Service struct {
 	m       *machine.Machine
 	boot    uuid.UUID
 	members func() []membership.Member // nil is that none are known
+	peers   *rpc.Conns                 // to other workers
 
 	standings    standings    // of tenants, at the lanes that are open
 	queuedSteps  atomic.Int64 // that wait
@@ -49,9 +50,9 @@ type Service struct {
 }
 
 // New makes the service of a machine. The holder's boot is the machine's. Members are those of the cluster, as far as they are known; nil
-// is that none are.
-func New(m *machine.Machine, boot uuid.UUID, members func() []membership.Member) *Service {
-	return &Service{m: m, boot: boot, members: members}
+// is that none are. Copies are fetched from other workers over the connections, which stay the caller's.
+func New(m *machine.Machine, boot uuid.UUID, members func() []membership.Member, peers *rpc.Conns) *Service {
+	return &Service{m: m, boot: boot, members: members, peers: peers}
 }
 
 // CreateSession makes a session, or answers for the one that the same request made before.

@@ -1,7 +1,11 @@
 package fanout
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -15,8 +19,9 @@ import (
 	"headwater.example/tensor"
 )
 
-// This file copies positions of a session to a restoration's target, block by block. While some blocks are appended the next ones are
-// on their way, so that the copy does not wait for each message there and back.
+// This file copies positions of a session to a restoration's target, block by block, through this process: for a target that can't fetch
+// them itself (pull.go). While some blocks are appended the next ones are on their way, so that the copy does not wait for each message
+// there and back.
 
 const (
 	// copyBytes is about how many bytes of keys and values a block has.
@@ -44,6 +49,20 @@ func (r *restore) follow(ctx context.Context, lengths []uint64) error {
 	if len(blocks) == 0 {
 		return nil
 	}
+	if r.pulls != nil {
+		err := r.pull(ctx, blocks)
+		var cannot cannotPullError
+		if !errors.As(err, &cannot) {
+			return err
+		}
+		r.pulls = nil
+		cmp.Or(r.Log, slog.Default()).Info("a copy of a session goes through the coordinator, as the worker that gets it can not fetch it from those that have it",
+			"session", fmt.Sprintf("%x", r.state.GetSession()), "worker", r.target.Name, "error", cannot.why)
+		blocks = r.blocks(lengths)
+	}
+	if err := r.lanes(); err != nil {
+		return err
+	}
 	tasks, ctx := errgroup.WithContext(ctx)
 	run := func(task func() error) {
 		tasks.Go(func() error { return rpc.Guard(r.Log, "copying a session", task) })
@@ -63,6 +82,17 @@ func (r *restore) follow(ctx context.Context, lengths []uint64) error {
 		b.payload.Free()
 	}
 	return err
+}
+
+// lanes opens a lane to the target, unless there is one.
+func (r *restore) lanes() (err error) {
+	if r.stream != nil {
+		return nil
+	}
+	if r.stream, _, err = r.openLane(r.ctx, r.conn, r.target, r.lane, func() error { return r.conn.Alive(r.ctx) }); err != nil {
+		return lost(r.target.Name, err)
+	}
+	return nil
 }
 
 // blocks cuts what the target lacks up to these lengths. The layers take turns: of each one block at a time can be appended.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -75,7 +76,10 @@ type restore struct {
 	temp   [16]byte
 	call   uint64 // that makes it: a drop by this call also keeps it from being made later
 	lane   session.LaneID
-	stream *session.Stream
+	ctx    context.Context // of what follows
+	conn   *rpc.Conn       // to the target
+	pulls  *pulls          // by which the target fetches; nil if it can't
+	stream *session.Stream // by which it is sent what it can't fetch; nil as long as there was nothing of that
 	steps  uint64
 	filled []filled // by layer
 	cuts   uint64   // truncations of what is filled
@@ -105,6 +109,7 @@ func (r *restore) make(ctx context.Context) error {
 		return lost(r.target.Name, err)
 	}
 	defer conn.Release()
+	r.ctx, r.conn = ctx, conn
 	states, err := r.ask(ctx)
 	if err != nil {
 		return err
@@ -112,8 +117,8 @@ func (r *restore) make(ctx context.Context) error {
 	if err := r.begin(ctx, states); err != nil {
 		return err
 	}
-	if r.stream, _, err = r.openLane(ctx, conn, r.target, r.lane, func() error { return conn.Alive(ctx) }); err != nil {
-		return lost(r.target.Name, err)
+	if r.pulls, err = r.openPulls(); err != nil {
+		return callError(r.target.Name, err)
 	}
 	for range copyRounds {
 		if err := r.approach(ctx, states, r.tail()); err != nil {
@@ -289,7 +294,7 @@ func (r *restore) exchange(ctx context.Context) error {
 		}
 	}
 	if err == nil {
-		r.still = true
+		r.still, r.epoch = true, epoch
 		err = r.finish(ctx, states, epoch)
 	}
 	members, last := r.from.holders, []*Holder(nil)

@@ -2539,7 +2539,10 @@ type ExportSessionRequest struct {
 	Groups []uint32 `protobuf:"varint,6,rep,packed,name=groups,proto3" json:"groups,omitempty"`
 	// Whether the hashes after positions may be those that were stored when the positions were appended. Who asks for them computes those
 	// of what it receives, and sees if they are others. Else they are computed of what is sent. Since version 1.4.
-	StoredHashes  bool `protobuf:"varint,7,opt,name=stored_hashes,json=storedHashes,proto3" json:"stored_hashes,omitempty"`
+	StoredHashes bool `protobuf:"varint,7,opt,name=stored_hashes,json=storedHashes,proto3" json:"stored_hashes,omitempty"`
+	// Absent, or the session's epoch as the caller knows it, of which counter and lane count. A holder that has a lower one has been left
+	// out of the session since, and refuses (STALE_EPOCH). Since version 1.4.
+	Epoch         *Epoch `protobuf:"bytes,8,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2621,6 +2624,13 @@ func (x *ExportSessionRequest) GetStoredHashes() bool {
 		return x.StoredHashes
 	}
 	return false
+}
+
+func (x *ExportSessionRequest) GetEpoch() *Epoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
 }
 
 // ExportSessionResponse is some positions of one group, ascending by group, then by position. Of a layer in stripes the positions are
@@ -3755,7 +3765,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"page_bytes\x18\x01 \x01(\x04R\tpageBytes\x12\x12\n" +
 	"\x04used\x18\x02 \x01(\x04R\x04used\x12\x12\n" +
-	"\x04free\x18\x03 \x01(\x04R\x04free\"\xc7\x01\n" +
+	"\x04free\x18\x03 \x01(\x04R\x04free\"\xf2\x01\n" +
 	"\x14ExportSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05layer\x18\x02 \x01(\rR\x05layer\x12\x14\n" +
@@ -3763,7 +3773,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x16\n" +
 	"\x06tokens\x18\x05 \x01(\bR\x06tokens\x12\x16\n" +
 	"\x06groups\x18\x06 \x03(\rR\x06groups\x12#\n" +
-	"\rstored_hashes\x18\a \x01(\bR\fstoredHashes\"\xff\x01\n" +
+	"\rstored_hashes\x18\a \x01(\bR\fstoredHashes\x12)\n" +
+	"\x05epoch\x18\b \x01(\v2\x13.headwater.v1.EpochR\x05epoch\"\xff\x01\n" +
 	"\x15ExportSessionResponse\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\rR\x05group\x12\x14\n" +
 	"\x05start\x18\x02 \x01(\x04R\x05start\x12\x14\n" +
@@ -3980,45 +3991,46 @@ var file_headwater_v1_session_proto_depIdxs = []int32{
 	26, // 35: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
 	24, // 36: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
 	28, // 37: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	2,  // 38: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 39: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
-	8,  // 40: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
-	34, // 41: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	41, // 42: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 43: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	36, // 44: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	37, // 45: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 46: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 47: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 48: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	44, // 49: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
-	38, // 50: headwater.v1.SessionError.lost:type_name -> headwater.v1.LostShards
-	39, // 51: headwater.v1.LostShards.layers:type_name -> headwater.v1.LostLayer
-	9,  // 52: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 53: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 54: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 55: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 56: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 57: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 58: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	29, // 59: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	31, // 60: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
-	33, // 61: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 62: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 63: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 64: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 65: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 66: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 67: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	25, // 68: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	30, // 69: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	32, // 70: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
-	35, // 71: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	62, // [62:72] is the sub-list for method output_type
-	52, // [52:62] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	2,  // 38: headwater.v1.ExportSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 39: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 40: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
+	8,  // 41: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
+	34, // 42: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	41, // 43: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 44: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	36, // 45: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	37, // 46: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 47: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 48: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 49: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	44, // 50: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
+	38, // 51: headwater.v1.SessionError.lost:type_name -> headwater.v1.LostShards
+	39, // 52: headwater.v1.LostShards.layers:type_name -> headwater.v1.LostLayer
+	9,  // 53: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	12, // 54: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	14, // 55: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	16, // 56: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	18, // 57: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	20, // 58: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	22, // 59: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	29, // 60: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	31, // 61: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
+	33, // 62: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	11, // 63: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	13, // 64: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	15, // 65: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	17, // 66: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	19, // 67: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	21, // 68: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	25, // 69: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	30, // 70: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	32, // 71: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
+	35, // 72: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	63, // [63:73] is the sub-list for method output_type
+	53, // [53:63] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }

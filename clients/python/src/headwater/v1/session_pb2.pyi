@@ -457,7 +457,7 @@ class PageState(_message.Message):
     def __init__(self, page_bytes: _Optional[int] = ..., used: _Optional[int] = ..., free: _Optional[int] = ...) -> None: ...
 
 class ExportSessionRequest(_message.Message):
-    __slots__ = ("session", "layer", "start", "count", "tokens", "groups", "stored_hashes")
+    __slots__ = ("session", "layer", "start", "count", "tokens", "groups", "stored_hashes", "epoch")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -465,6 +465,7 @@ class ExportSessionRequest(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     STORED_HASHES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     layer: int
     start: int
@@ -472,7 +473,8 @@ class ExportSessionRequest(_message.Message):
     tokens: bool
     groups: _containers.RepeatedScalarFieldContainer[int]
     stored_hashes: bool
-    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., tokens: bool = ..., groups: _Optional[_Iterable[int]] = ..., stored_hashes: bool = ...) -> None: ...
+    epoch: Epoch
+    def __init__(self, session: _Optional[bytes] = ..., layer: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., tokens: bool = ..., groups: _Optional[_Iterable[int]] = ..., stored_hashes: bool = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ...) -> None: ...
 
 class ExportSessionResponse(_message.Message):
     __slots__ = ("group", "start", "count", "k", "v", "k_scale", "v_scale", "hash_before", "hash_after", "tokens")
