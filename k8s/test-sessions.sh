@@ -1,23 +1,7 @@
 # Part of test.sh: sessions that are stepped without a pause while their workers go and come.
 say "sessions, while workers go and come"
 
-# The stepper ends a window at each line, and says what was in it.
-coproc stepper { exec "$HEADWATER_KUBE/cluster.sh" exec "$kube" "$work/bin/stepper" -coordinator "$address" -tls-dir "$work/certs/client-test"; }
-for _ in 1 2 3 4; do
-  read -r -t 60 line <&"${stepper[0]}" || fail "the stepper does not begin"
-done
-window() {
-  echo >&"${stepper[1]}"
-  read -r -t 60 line <&"${stepper[0]}" || fail "the stepper has ended"
-  echo "$1: $line"
-  [ "$(field ended <<< "$line")" = 0 ] || fail "$1: a session has ended"
-  [ "$(field tokens <<< "$line")" -gt 0 ] || fail "$1: nothing was stepped"
-}
-flawless() {
-  window "$1"
-  [ "$(field errors <<< "$line")" = 0 ] || fail "$1: steps failed"
-}
-whole() { [ "$(remote status --output json | field lacking_shards)" = 0 ]; }
+step_sessions 4 "$work/bin/stepper"
 
 # pause NAME DO...: the longest gap while DO is done to each worker in turn, beyond that of as long a time in which nothing is.
 pause() {
@@ -77,8 +61,6 @@ kubectl wait --for=delete --timeout=120s pod/headwater-worker-2 pod/headwater-wo
 sleep 1
 flawless "two workers"
 remote health --workers 2
-exec {stepper[1]}>&-
-wait "$stepper_PID" || fail "the stepper failed"
-unset stepper_PID
+step_no_more
 kubectl scale statefulset/headwater-worker --replicas 3
 rolled worker

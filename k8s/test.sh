@@ -2,19 +2,20 @@
 # Tries the manifests on a real one-node Kubernetes: applies overlays/local with the images of `make image` and the Secrets of
 # `coord certs secrets`, runs jobs from pods through the Service and over the loss of a worker, and steps sessions while workers'
 # pods are deleted, killed, replaced one after the other, and scaled up and down. All results are compared bit for bit with those
-# computed on this machine without a cluster. Who has a wrong Secret is refused. Prints `figure NAME VALUE`. Ends and removes what
-# it started, however it ends.
+# computed on this machine without a cluster. The cluster is upgraded from an older version and back, and restored from encrypted
+# snapshots. Who has a wrong Secret is refused. Prints `figure NAME VALUE`. Ends and removes what it started, however it ends.
 #
 #   test.sh            everything
-#   test.sh PART...    of sessions, jobs, tenants, strangers, these alone; figures is sessions
+#   test.sh PART...    of sessions, jobs, snapshots, upgrade, tenants, strangers, these alone; figures is sessions
 #
 #   HEADWATER_KUBE        folder with cluster.sh and build.sh, which make such a Kubernetes (needed; runs as root); README.md
 #                         beside this file says what they have to do
+#   HEADWATER_OLD         commit of the version that the upgrade begins with (default: the last one of protocol 1.3)
 #   HEADWATER_KUBE_BUILD  folder of the built Kubernetes, kept between runs (default .cache/kube; 5 to 10 minutes the first time)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 parts=("$@")
-[ $# -gt 0 ] || parts=(sessions jobs tenants strangers)
+[ $# -gt 0 ] || parts=(sessions jobs snapshots upgrade tenants strangers)
 
 say() { printf '\n== %s\n' "$*" >&2; }
 fail() { printf 'test-k8s: %s\n' "$*" >&2; exit 1; }
@@ -130,11 +131,45 @@ until_true() {
     sleep 0.2
   done
 }
+
+# step_sessions N STEPPER... has a stepper step N sessions without a pause until step_no_more. It ends a window at each line, and says
+# what was in it. Their ids are in stepped.
+step_sessions() {
+  local line n=$1
+  shift
+  coproc stepper { exec "$HEADWATER_KUBE/cluster.sh" exec "$kube" "$@" -coordinator "$address" -tls-dir "$work/certs/client-test"; }
+  stepped=()
+  while [ ${#stepped[@]} -lt "$n" ]; do
+    read -r -t 60 line <&"${stepper[0]}" || fail "the stepper does not begin"
+    stepped+=("$(field session <<< "$line")")
+  done
+}
+step_no_more() {
+  local pid=$stepper_PID
+  exec {stepper[1]}>&-
+  wait "$pid" || fail "the stepper failed"
+  unset stepper_PID
+}
+window() {
+  echo >&"${stepper[1]}"
+  read -r -t 60 line <&"${stepper[0]}" || fail "the stepper has ended"
+  echo "$1: $line"
+  [ "$(field ended <<< "$line")" = 0 ] || fail "$1: a session has ended"
+  [ "$(field tokens <<< "$line")" -gt 0 ] || fail "$1: nothing was stepped"
+}
+flawless() {
+  window "$1"
+  [ "$(field errors <<< "$line")" = 0 ] || fail "$1: steps failed"
+}
+whole() { [ "$(remote status --output json | field lacking_shards)" = 0 ]; }
+
 remote health --workers 3
 remote status
 for part in "${parts[@]}"; do
+  began=$SECONDS
   . "k8s/test-${part/figures/sessions}.sh"
+  took="${took:-}$part $((SECONDS - began)) s, "
 done
 
 ended=yes
-say "the same bits on this machine, on the cluster, and over the loss of workers"
+say "the same bits on this machine, on the cluster, and over the loss of workers (${took}all $SECONDS s)"

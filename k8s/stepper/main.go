@@ -43,6 +43,7 @@ func run() error {
 	tls := flag.String("tls-dir", "", "`folder` of the client's certificate")
 	token := flag.String("token-file", "", "`file` of the tenant's token")
 	sessions := flag.Int("sessions", 4, "sessions")
+	attach := flag.String("attach", "", "`id` of the one session to go on with, which another stepper began")
 	flag.Parse()
 	want, err := expected()
 	if err != nil {
@@ -55,22 +56,25 @@ func run() error {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	shape := client.Layer{Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Storage: tensor.F32}
 	var all []*walker
-	for i := range *sessions {
-		s, err := c.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{shape, shape}, Direct: i%2 == 1, Name: "stepper"})
+	begin := func(s *client.Session) {
+		all = append(all, &walker{session: s, want: want})
+		fmt.Printf("{\"session\":%q}\n", s.ID())
+	}
+	if *attach != "" {
+		s, err := attached(ctx, c, *attach)
 		if err != nil {
 			return err
 		}
-		w := &walker{session: s, want: want}
-		for layer := range layers {
-			k, v := rows(layer, 0, positions)
-			if err := s.Step(ctx, layer, nil, k, v, nil, nil); err != nil {
-				return err
-			}
+		begin(s)
+		*sessions = 0
+	}
+	for i := range *sessions {
+		s, err := opened(ctx, c, i%2 == 1)
+		if err != nil {
+			return err
 		}
-		all = append(all, w)
-		fmt.Printf("{\"session\":%q}\n", s.ID())
+		begin(s)
 	}
 	var walking sync.WaitGroup
 	for _, w := range all {
@@ -93,6 +97,35 @@ func run() error {
 		errs = append(errs, w.session.Close())
 	}
 	return errors.Join(append(errs, windows.Err())...)
+}
+
+// opened returns a session of its own with the first positions.
+func opened(ctx context.Context, c *client.Client, direct bool) (*client.Session, error) {
+	shape := client.Layer{Heads: heads, KVHeads: kvHeads, HeadDim: headDim, Storage: tensor.F32}
+	s, err := c.OpenSession(ctx, client.SessionOptions{Layers: []client.Layer{shape, shape}, Direct: direct, Name: "stepper"})
+	if err != nil {
+		return nil, err
+	}
+	for layer := range layers {
+		k, v := rows(layer, 0, positions)
+		if err := s.Step(ctx, layer, nil, k, v, nil, nil); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// attached returns a session that is there, to which nothing but its positions is known.
+func attached(ctx context.Context, c *client.Client, id string) (*client.Session, error) {
+	parsed, err := client.ParseSessionID(id)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.Attach(ctx, parsed, client.AttachOptions{})
+	if err == nil && s.Len() < positions {
+		err = fmt.Errorf("session %s has %d positions, fewer than %d", id, s.Len(), positions)
+	}
+	return s, err
 }
 
 // report is one window.
