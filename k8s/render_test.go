@@ -126,7 +126,10 @@ type container struct {
 			} `yaml:"fieldRef"`
 		} `yaml:"valueFrom"`
 	}
-	Ports           []port
+	Ports     []port
+	Lifecycle struct {
+		PreStop struct{ Sleep struct{ Seconds int } } `yaml:"preStop"`
+	}
 	StartupProbe    *probe `yaml:"startupProbe"`
 	ReadinessProbe  *probe `yaml:"readinessProbe"`
 	LivenessProbe   *probe `yaml:"livenessProbe"`
@@ -454,6 +457,11 @@ func graces(t *testing.T, objects []object) {
 	need := sizeOf(t, set.Containers[0].env("HEADWATER_MEMORY")) / sizeOf(t, rate)
 	if has := int(drain.Seconds()); has < need || set.TerminationGracePeriodSeconds < has+20 {
 		t.Errorf("a worker that is full needs %d s to move away what it holds, and has %d s, of %d s in all", need, has, set.TerminationGracePeriodSeconds)
+	}
+	// It leaves the Service before it sends its clients away, and has docs/limits.md's time for what it has accepted.
+	coordinator := find(t, objects, "StatefulSet", "headwater-coordinator").Spec.Template.Spec
+	if wait := coordinator.Containers[0].Lifecycle.PreStop.Sleep.Seconds; wait < 5 || coordinator.TerminationGracePeriodSeconds < wait+27 {
+		t.Errorf("a coordinator serves on for %d s of the %d s that its end may take", wait, coordinator.TerminationGracePeriodSeconds)
 	}
 }
 
