@@ -245,7 +245,12 @@ func TestTwoBuildsGiveOneArchive(t *testing.T) {
 			}
 			write(t, filepath.Join(place, "cmd", program), "main.go", []byte("package main\n\nimport (\n\t\"fmt\"\n\t\"runtime\"\n)\n\nfunc main() { fmt.Println(runtime.Caller(0)) }\n"))
 		}
-		make := exec.CommandContext(t.Context(), "make", "-C", place, "image", "VERSION=1.2.3", "MADE=1767225600", "REVISION=abc")
+		// The licences come from a module of the tools, which has a test of its own: here they are a file that is there.
+		if err := os.MkdirAll(filepath.Join(place, "out"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(place, "out"), "LICENSES.txt", []byte("the licences\n"))
+		make := exec.CommandContext(t.Context(), "make", "-o", "out/LICENSES.txt", "-C", place, "image", "VERSION=1.2.3", "MADE=1767225600", "REVISION=abc")
 		make.Env = append(os.Environ(), "GOFLAGS=") // the Makefile's alone
 		if out, err := make.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
