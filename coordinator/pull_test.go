@@ -117,41 +117,56 @@ var elsewhere = []membership.Member{
 // TestAWorkerIsNotSentWhatItHas: a worker that has some groups of a session and gets the others is sent no more than these, and no more
 // counts as copied.
 func TestAWorkerIsNotSentWhatItHas(t *testing.T) {
-	var reads atomic.Int64
+	var reads [2]atomic.Int64
 	two := workers(2)
-	two[1].stream = hooked(exportMethod, func() error { reads.Add(1); return nil })
+	for i := range two {
+		two[i].stream = hooked(exportMethod, func() error { reads[i].Add(1); return nil })
+	}
 	c := startCluster(t, clusterOptions{workers: two})
-	s := openCopied(t, c, 2)
+	s := openCopied(t, c, 1)
 	conns := fanout.NewConns(nil, rpc.DialOptions()...)
 	defer conns.Close()
 	copiedBytes := 0
 	conns.OnCopy = func(_ context.Context, bytes int, _ bool) error { copiedBytes += bytes; return nil }
-	before := tellOf(t, conns, c, s.ID())
-	for i, state := range before {
-		state.Holders[0].Name, state.Holders[0].Address = c.workers[i].Name, c.workers[i].Address
+	at := slices.IndexFunc(tellOf(t, conns, c, s.ID()), func(s *headwaterv1.SessionState) bool { return s == nil })
+	if at != 1 {
+		c.workers[0], c.workers[1] = c.workers[1], c.workers[0]
 	}
-	h, _, err := fanout.Current(before)
-	if err != nil {
-		t.Fatal(err)
-	}
-	target := &fanout.Holder{Name: c.workers[1].Name, Address: c.workers[1].Address, Groups: [][]int{{0, 1, 2, 3}, {0, 1}}}
-	if err := conns.Restore(t.Context(), h, before[0], target); err != nil {
-		t.Fatal(err)
-	}
-	// Of the first layer two groups of bf16 were missing, of the second one of int8, whose keys and values have a scale each.
-	if want := 150 * (2*2*2*16 + 2*(16+4)); copiedBytes != want || reads.Load() != 0 {
-		t.Errorf("%d bytes were copied, not %d, and the worker was asked for its own %d times", copiedBytes, want, reads.Load())
-	}
-	after := tellOf(t, conns, c, s.ID())[1]
-	for l := range copied {
-		for i, state := range before {
-			layer := state.GetLayers()[l]
-			for j, g := range state.GetHolders()[0].GetLayers()[l].GetGroups() {
-				if got := after.GetLayers()[l].GetHashes()[g]; got != layer.GetHashes()[j] {
-					t.Errorf("layer %d group %d of worker %d has another hash", l, g, i)
+	copyTo := func(groups ...[]int) {
+		t.Helper()
+		told := tellOf(t, conns, c, s.ID())
+		for i, state := range told {
+			if state != nil {
+				state.Holders[0].Name, state.Holders[0].Address = c.workers[i].Name, c.workers[i].Address
+			}
+		}
+		held := slices.DeleteFunc(slices.Clone(told), func(s *headwaterv1.SessionState) bool { return s == nil })
+		h, _, err := fanout.Current(held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copiedBytes = 0
+		target := &fanout.Holder{Name: c.workers[1].Name, Address: c.workers[1].Address, Groups: groups}
+		if err := conns.Restore(t.Context(), h, held[0], target); err != nil {
+			t.Fatal(err)
+		}
+		told = tellOf(t, conns, c, s.ID())
+		for l, groups := range groups {
+			for i, g := range groups {
+				if told[1].GetLayers()[l].GetHashes()[i] != told[0].GetLayers()[l].GetHashes()[g] {
+					t.Errorf("layer %d group %d has another hash", l, g)
 				}
 			}
 		}
+	}
+	// A position of the first layer's groups has 64 bytes, one of the second's 32 and two scales.
+	copyTo([]int{0, 1, 2}, []int{1})
+	if want := 150 * (3*64 + 40); copiedBytes != want {
+		t.Errorf("%d bytes were copied, not %d", copiedBytes, want)
+	}
+	copyTo([]int{0, 1, 2, 3}, []int{0, 1})
+	if want := 150 * (64 + 40); copiedBytes != want || reads[at].Load() != 0 {
+		t.Errorf("%d bytes were copied, not %d, and the worker was asked for its own %d times", copiedBytes, want, reads[at].Load())
 	}
 }
 
