@@ -56,7 +56,7 @@ func (st *Store) Adopt(ctx context.Context, req AdoptRequest) (State, error) {
 	delete(st.sessions, req.From)
 	st.buryLocked(req.From)
 	delete(st.tombstones, req.Session)
-	s.id = req.Session
+	s.id, s.adopted = req.Session, true
 	st.sessions[s.id] = s
 	s.partLocked(req.Epoch)
 	st.unparkLocked(s) // another lane drives it

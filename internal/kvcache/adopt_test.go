@@ -98,3 +98,35 @@ func TestACopyIsAdopted(t *testing.T) {
 		t.Errorf("%d bytes are left", used)
 	}
 }
+
+// TestAForkThatWasCopiedHereIsThere: a fork that is repeated, since it came to some of its parent's holders only, finds what a coordinator has
+// made of it meanwhile.
+func TestAForkThatWasCopiedHereIsThere(t *testing.T) {
+	st := NewStore(StoreConfig{Budget: NewBudget(1 << 22)})
+	cfg, held := uniform(t, 1, 2, 4, tensor.F32)
+	parent, temp, child := SessionID{1}, SessionID{2}, SessionID{3}
+	for _, id := range []SessionID{parent, temp} {
+		create(t, st, id, cfg, held, nil)
+		grow(t, st, id, 5, nil)
+	}
+	state, err := st.look(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	filled, err := st.look(temp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch := Epoch{Counter: 3, Lane: first.Lane, Base: first.Counter}
+	if _, err := st.Adopt(context.Background(), AdoptRequest{From: temp, Session: child, Epoch: epoch, Layers: filled.Layers}); err != nil {
+		t.Fatal(err)
+	}
+	again := ForkRequest{Session: parent, Epoch: first, Child: child, ChildEpoch: first, Position: -1, Expect: state.Layers}
+	if got, err := st.Fork(context.Background(), again); err != nil || got.Epoch != epoch {
+		t.Errorf("%+v, %v", got.Epoch, err)
+	}
+	again.ChildEpoch.Lane = LaneID{9}
+	if _, err := st.Fork(context.Background(), again); reasonOf(err) != Exists && reasonOf(err) != StaleEpoch {
+		t.Errorf("another lane's: %v", err)
+	}
+}

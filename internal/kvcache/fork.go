@@ -34,6 +34,9 @@ func (st *Store) Fork(ctx context.Context, req ForkRequest) (State, error) {
 	st.mu.Lock()
 	before, parent := st.sessions[req.Child], st.sessions[req.Session]
 	st.mu.Unlock()
+	if before != nil && before.adopted && parent != nil && parent.shape.equal(before.shape) {
+		return st.again(before, req.ChildEpoch) // it was copied here before all holders of the parent had made it
+	}
 	if before != nil && before.made == how && (parent == nil || parent.shape == before.shape) {
 		return st.again(before, req.ChildEpoch)
 	}

@@ -104,6 +104,7 @@ type session struct {
 	id      SessionID
 	shape   *shape
 	made    made
+	adopted bool   // a copy took its id: nobody knows here how it was made
 	call    uint64 // that made it
 	created time.Time
 	ttl     time.Duration // time without use after which it may be dropped
