@@ -57,7 +57,7 @@ for worker in 4 3 2; do
   WHO=admin-ops remote drain "headwater-worker-$worker"
 done
 kubectl scale statefulset/headwater-worker --replicas 2
-kubectl wait --for=delete --timeout=120s pod/headwater-worker-2 pod/headwater-worker-3 pod/headwater-worker-4
+kubectl wait --for=delete --timeout=600s pod/headwater-worker-2 pod/headwater-worker-3 pod/headwater-worker-4
 sleep 1
 flawless "two workers"
 remote health --workers 2

@@ -112,7 +112,7 @@ up=$(realpath --relative-to "$work/all" k8s)
 dry_run "$work/all"
 "$coord" certs secrets coordinator worker client --dir "$work/certs" | kubectl apply --server-side -f -
 kubectl apply -k k8s/overlays/local
-rolled() { kubectl rollout status --timeout 180s "statefulset/headwater-$1"; }
+rolled() { kubectl rollout status --timeout 600s "statefulset/headwater-$1"; }
 rolled coordinator
 rolled worker
 address=$(kubectl get service headwater-coordinator -o 'jsonpath={.spec.clusterIP}'):7600
