@@ -79,23 +79,14 @@ func TestBothSidesOfAPartedSessionStay(t *testing.T) {
 	if f := walkParted(t, c, 120); f.Err != nil {
 		t.Errorf("%v", f)
 	}
-	c.Forgets = true
-	f := walkParted(t, c, 3000)
+	if f := goesOnTwice(t, Case{}); f.Err != nil {
+		t.Errorf("%v", f)
+	}
+	f := goesOnTwice(t, Case{Forgets: true})
 	if f.Err == nil {
 		t.Errorf("nothing noticed: %v", f)
 	}
 	t.Logf("%v", f)
-}
-
-// TestTwoCoordinatorsFillAKilledWorker: it comes back with nothing, and what is made at it is a copy of what was acknowledged last, whoever of
-// the two makes it.
-func TestTwoCoordinatorsFillAKilledWorker(t *testing.T) {
-	c := Case{Workers: 3, Looks: true, Eager: true, Drivers: []Script{alone, taker, maker, other}, Faults: map[string]int{"crash w1": 1, "start w1": 1, "tick": 2}}
-	for i := range 60 {
-		if f := walk(t, rand.New(rand.NewPCG(2, uint64(i))), c); f.Err != nil {
-			t.Fatalf("walk %d: %v", i, f)
-		}
-	}
 }
 
 // TestWhatIsLeftOutMakesNoDifference explores cases with and without the orders of moves that are left out as alike: they come to the
