@@ -135,8 +135,8 @@ func (c *Cluster) Process(worker int) int { return c.at(worker).cmd.Process.Pid 
 // Done is closed when the coordinator's process ends.
 func (c *Cluster) Done() <-chan struct{} { return c.coordinator.done }
 
-// WorkerDone is closed when a worker's process ends.
-func (c *Cluster) WorkerDone(worker int) <-chan struct{} { return c.workers[worker].done }
+// WorkerDone is closed when a worker's process ends, that of the coordinator for -1, of the second one for -2.
+func (c *Cluster) WorkerDone(worker int) <-chan struct{} { return c.at(worker).done }
 
 // Kill ends a worker as kill -9 does, the coordinator for -1, the second one for -2, and waits for its process.
 func (c *Cluster) Kill(worker int) { c.at(worker).kill() }

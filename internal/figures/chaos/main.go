@@ -1,8 +1,8 @@
 // Command chaos drives sessions with copies over processes that are killed, stopped and cut off the network, at random, and prints one
 // line "figure NAME VALUE" for each figure:
 //
-//	chaos_faults      faults: kills and restarts, processes that stand still, packets dropped to a process, from it, or both, a slow network,
-//	                  and a coordinator that gets no more memory
+//	chaos_faults      faults: kills and restarts, processes that stand still, packets dropped to a process, from it, or both, packets that
+//	                  come late and out of order, a slow network, and a process that gets no more memory
 //	chaos_answers     contexts that were compared in every bit with those of the named prefix
 //	chaos_appends     appends that were acknowledged
 //	chaos_ordered     appends, truncations, forks, takes and snapshots for which there is one order that explains all answers
@@ -105,10 +105,11 @@ func run(ctx context.Context, args []string) (err error) {
 		if !*still {
 			config.Network = network
 			config.Slow = possible("the network is never slow", network.Slows())
+			config.Delay = possible("no packets come late", network.Delays())
 		}
 		jobs.Disk = cut.Disk
 	}
-	config.Starve = possible("the coordinator always gets memory", cut.Starves())
+	config.Starve = possible("all processes always get memory", cut.Starves())
 	fmt.Fprintf(os.Stderr, "chaos: %v with seed %d\n", *length, *seed)
 	if err := both(ctx, *only, config, jobs); err != nil {
 		return fmt.Errorf("seed %d: %w", *seed, err)
@@ -182,7 +183,7 @@ func report(t drivers.Tally) error {
 	if t.Undecided > 0 {
 		fmt.Fprintf(os.Stderr, "chaos: for %d calls no order was found in time, and none was ruled out\n", t.Undecided)
 	}
-	figure("chaos_faults", float64(t.Kills+t.Stops+t.Cuts+t.Slowed+t.Starved))
+	figure("chaos_faults", float64(t.Kills+t.Stops+t.Cuts+t.Slowed+t.Delayed+t.Starved))
 	figure("chaos_jumps", float64(t.Jumps))
 	figure("chaos_answers", float64(t.Contexts))
 	figure("chaos_appends", float64(t.Appends))

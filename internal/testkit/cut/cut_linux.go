@@ -69,8 +69,10 @@ func Disk(folder string, bytes int64) (remove func() error, err error) {
 	return func() error { return syscall.Unmount(folder, syscall.MNT_DETACH) }, nil
 }
 
-// Network is this program's own network.
-type Network struct{}
+// Network is this program's own network. Its methods are for one goroutine at a time.
+type Network struct {
+	leads bool // packets with a mark go the way that Delay needs
+}
 
 // Open brings the loopback interface up. It fails outside of a namespace of this program's own.
 func Open() (*Network, error) {
@@ -95,24 +97,33 @@ const (
 
 // Drop drops packets to or from the ports of some addresses, host:port, from now on.
 func (*Network) Drop(d Direction, addresses ...string) error {
-	var ports []string
-	for _, a := range addresses {
-		_, port, err := net.SplitHostPort(a)
-		if err != nil {
-			return err
-		}
-		ports = append(ports, port)
+	ports, err := portsOf(addresses)
+	if err != nil {
+		return err
 	}
 	var rules strings.Builder
 	for _, protocol := range []string{"tcp", "udp"} {
 		if d != From {
-			fmt.Fprintf(&rules, "add rule inet cut way %s dport { %s } drop\n", protocol, strings.Join(ports, ", "))
+			fmt.Fprintf(&rules, "add rule inet cut way %s dport { %s } drop\n", protocol, ports)
 		}
 		if d != To {
-			fmt.Fprintf(&rules, "add rule inet cut way %s sport { %s } drop\n", protocol, strings.Join(ports, ", "))
+			fmt.Fprintf(&rules, "add rule inet cut way %s sport { %s } drop\n", protocol, ports)
 		}
 	}
 	return run(rules.String(), "nft", "-f", "-")
+}
+
+// portsOf are the ports of some addresses, as nft has them.
+func portsOf(addresses []string) (string, error) {
+	var ports []string
+	for _, a := range addresses {
+		_, port, err := net.SplitHostPort(a)
+		if err != nil {
+			return "", err
+		}
+		ports = append(ports, port)
+	}
+	return strings.Join(ports, ", "), nil
 }
 
 // Heal lets all packets pass again.

@@ -5,6 +5,7 @@ package cut
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 )
 
 var errLinux = errors.New("namespaces need Linux")
@@ -48,6 +49,12 @@ func (*Network) Slow(int) error { return errLinux }
 
 // Steady says that it is not possible here.
 func (*Network) Steady() error { return errLinux }
+
+// Delays says that it is not possible here.
+func (*Network) Delays() error { return errLinux }
+
+// Delay says that it is not possible here.
+func (*Network) Delay(Lag, *rand.Rand, ...string) (end func() error, err error) { return nil, errLinux }
 
 // Starves says that it is not possible here.
 func Starves() error { return errLinux }

@@ -56,8 +56,8 @@ type Config struct {
 	Log          io.Writer // of the processes
 	// Network, unless nil, is this program's own, in which the processes are cut off as well.
 	Network *cut.Network
-	// Slow lets that network be slow at times, and Starve the coordinator have no more memory.
-	Slow, Starve bool
+	// Slow lets that network be slow at times, Delay lets packets come late and out of order, and Starve a process have no more memory.
+	Slow, Delay, Starve bool
 	// Clocks, unless nil, are those of the processes, which jump.
 	Clocks *jump.Clocks
 }
@@ -75,8 +75,8 @@ type Tally struct {
 	Refused, Lost, Gone, Parted int64
 	// Stops, Kills and Cuts are those of processes; cut is off the network. Jumps are those of their clocks.
 	Stops, Kills, Cuts, Jumps int64
-	// Slowed is how often the network was slow, Starved how often the coordinator got no more memory.
-	Slowed, Starved int64
+	// Slowed is how often the network was slow, Delayed how often packets came late, Starved how often a process got no more memory.
+	Slowed, Delayed, Starved int64
 	// Appends are those that were acknowledged. Attempts are calls that had two seconds, but for those that found another driver, and
 	// Timely those of them that went well.
 	Appends, Attempts, Timely int64
@@ -99,7 +99,7 @@ type run struct {
 	books  []*book    // of all sessions that there were
 	enough func()     // ends the driving
 	tally  struct {
-		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, parted, stuck, absent, stops, kills, cuts, jumps, slowed, starved, appends, attempts, timely, ordered, undecided atomic.Int64
+		steps, contexts, takeovers, forks, truncations, snapshots, unknown, refused, lost, gone, parted, stuck, absent, stops, kills, cuts, jumps, slowed, delayed, starved, appends, attempts, timely, ordered, undecided atomic.Int64
 	}
 }
 
@@ -134,7 +134,7 @@ func Run(ctx context.Context, config Config) (Tally, error) {
 		Steps: t.steps.Load(), Contexts: t.contexts.Load(), Takeovers: t.takeovers.Load(), Forks: t.forks.Load(),
 		Truncations: t.truncations.Load(), Snapshots: t.snapshots.Load(), Unknown: t.unknown.Load(),
 		Refused: t.refused.Load(), Lost: t.lost.Load(), Gone: t.gone.Load(), Parted: t.parted.Load(), Stuck: t.stuck.Load(), Absent: t.absent.Load(), Stops: t.stops.Load(), Kills: t.kills.Load(), Cuts: t.cuts.Load(), Jumps: t.jumps.Load(),
-		Slowed: t.slowed.Load(), Starved: t.starved.Load(),
+		Slowed: t.slowed.Load(), Delayed: t.delayed.Load(), Starved: t.starved.Load(),
 		Appends: t.appends.Load(), Attempts: t.attempts.Load(), Timely: t.timely.Load(), Ordered: t.ordered.Load(), Undecided: t.undecided.Load(),
 	}, errors.Join(err, c.stop())
 }

@@ -20,6 +20,8 @@ type losses struct {
 	books  []*book
 	// orphans are sessions with copies that a worker had alone when it was killed, and when that was.
 	orphans map[client.SessionID]int
+	// doubted, unless nil, is closed once it is known what a worker had alone that may be dying.
+	doubted chan struct{}
 }
 
 // death is that of a worker. It has ended once its process has.
@@ -63,10 +65,30 @@ func (l *losses) orphan(ids []client.SessionID) {
 	}
 }
 
+// doubt calls do, in which a worker dies at a moment that nobody knows. Until do returns, with all orphans noted, nobody says what was
+// orphaned.
+func (l *losses) doubt(do func()) {
+	known := make(chan struct{})
+	set := func(c chan struct{}) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.doubted = c
+	}
+	set(known)
+	defer close(known)
+	defer set(nil)
+	do()
+}
+
 // orphaned says whether a session, nil is any that was made later, may have lost what was acknowledged, since a time.
 func (l *losses) orphaned(b *book, since int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for known := l.doubted; known != nil; known = l.doubted {
+		l.mu.Unlock()
+		<-known
+		l.mu.Lock()
+	}
 	for id, at := range l.orphans {
 		if (b == nil || b.id == id) && at > since {
 			return true

@@ -96,7 +96,9 @@ func (p *processes) disturb(ctx context.Context, r *run) error {
 		case n%10 == 7 && p.config.Slow:
 			err = p.slow(ctx, r, random.IntN(32<<20)+2<<20, 10*length)
 		case n%10 == 4 && p.config.Starve:
-			err = p.starve(ctx, r, 10*length)
+			err = p.starve(ctx, r, victim, 10*length)
+		case n%10 == 2 && p.config.Delay:
+			err = p.delay(ctx, r, random, victim, 10*length)
 		case n%3 == 1:
 			err = p.kill(ctx, r, victim, 5*length)
 		case n%8 == 0:
@@ -165,52 +167,82 @@ func (p *processes) slow(ctx context.Context, r *run, bits int, length time.Dura
 	return p.config.Network.Steady()
 }
 
-// starved is how many bytes more a coordinator may take that gets no more memory: it wants them at once.
-const starved = 256 << 10
-
-// starve lets the coordinator have no more memory, so that the kernel kills it, and starts it again. One that needs none for so long is
-// killed.
-func (p *processes) starve(ctx context.Context, r *run, length time.Duration) error {
-	r.tally.starved.Add(1)
-	release, err := cut.Starve(p.Process(-1), starved)
+// delay lets packets to and from a process come late for some time, and those of gossip out of order and twice.
+func (p *processes) delay(ctx context.Context, r *run, random *rand.Rand, victim int, length time.Duration) error {
+	r.tally.delayed.Add(1)
+	lag := cut.Lag{
+		Least: time.Duration(random.IntN(20)) * time.Millisecond, More: time.Duration(1+random.IntN(60)) * time.Millisecond, Twice: random.IntN(30),
+	}
+	service, gossip := p.Addresses(victim)
+	end, err := p.config.Network.Delay(lag, rand.New(rand.NewPCG(random.Uint64(), 1)), service, gossip)
 	if err != nil {
 		return err
 	}
-	select {
-	case <-p.Done():
-	case <-time.After(length):
-	case <-ctx.Done():
+	wait(ctx, length)
+	return end()
+}
+
+// starved is how many bytes more a process may take that gets no more memory: it wants them at once.
+const starved = 256 << 10
+
+// starve lets a process have no more memory, so that the kernel kills it, and starts it again. One that needs none for so long is
+// killed.
+func (p *processes) starve(ctx context.Context, r *run, victim int, length time.Duration) error {
+	r.tally.starved.Add(1)
+	var err error
+	die := func() {
+		var release func() error
+		if release, err = cut.Starve(p.Process(victim), starved); err != nil {
+			return
+		}
+		select {
+		case <-p.WorkerDone(victim):
+		case <-time.After(length):
+		case <-ctx.Done():
+		}
+		p.Kill(victim)
+		err = release()
 	}
-	p.Kill(-1)
-	restarting, cancel := context.WithTimeout(context.WithoutCancel(ctx), settled)
-	defer cancel()
-	if err := errors.Join(release(), p.RestartCoordinator(restarting), p.AwaitWorkers(restarting)); err != nil {
+	if victim < 0 {
+		die()
+	} else {
+		r.losses.doubt(func() {
+			r.losses.kill(p.Name(victim), die)
+			p.bury(ctx, r, victim)
+		})
+	}
+	if err != nil {
 		return err
 	}
-	return p.copies(ctx, r)
+	return p.restart(ctx, r, victim)
 }
 
 // kill kills a process, and starts it again after some time. Where sessions have copies, it waits until they have them again.
 func (p *processes) kill(ctx context.Context, r *run, victim int, length time.Duration) error {
 	r.tally.kills.Add(1)
+	if victim >= 0 {
+		if err := p.orphan(ctx, r, victim); err != nil {
+			return err
+		}
+		r.losses.kill(p.Name(victim), func() { p.Kill(victim) })
+	} else {
+		p.Kill(victim)
+	}
+	wait(ctx, length)
+	return p.restart(ctx, r, victim)
+}
+
+// restart starts a process again, also if ctx has ended. Where sessions have copies, it waits until they have them again.
+func (p *processes) restart(ctx context.Context, r *run, victim int) error {
 	restarting, cancel := context.WithTimeout(context.WithoutCancel(ctx), settled)
 	defer cancel()
 	var err error
 	switch victim {
 	case -1:
-		p.Kill(victim)
-		wait(ctx, length)
 		err = p.RestartCoordinator(restarting)
 	case -2:
-		p.Kill(victim)
-		wait(ctx, length)
 		err = p.StartSecond(restarting)
 	default:
-		if err = p.orphan(ctx, r, victim); err != nil {
-			return err
-		}
-		r.losses.kill(p.Name(victim), func() { p.Kill(victim) })
-		wait(ctx, length)
 		err = p.RestartWorker(restarting, victim)
 	}
 	if err = errors.Join(err, p.AwaitWorkers(restarting)); err != nil {
@@ -225,46 +257,81 @@ func (p *processes) orphan(ctx context.Context, r *run, victim int) error {
 	if p.config.Replicas == 0 {
 		return nil
 	}
-	conns := fanout.NewConns(nil, rpc.DialOptions()...)
-	defer conns.Close()
-	told := map[client.SessionID][]*headwaterv1.SessionState{}
-	ask := func(w rpc.Peer) error {
-		req := &headwaterv1.ListSessionsRequest{HoldersOnly: true}
-		for _, s := range r.slots {
-			id := s.current().id
-			req.Sessions = append(req.Sessions, id[:])
-		}
-		resp, err := conns.List(ctx, w.Name, w.Address, req)
-		for _, s := range resp.GetSessions() {
-			for _, o := range s.GetHolders() {
-				o.Name, o.Address = w.Name, w.Address
-			}
-			id := client.SessionID(s.GetSession())
-			told[id] = append(told[id], s)
-		}
-		return err
-	}
-	all := p.workers()
-	if err := ask(all[victim]); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("ask worker %s before it is killed: %w", all[victim].Name, err)
+	a := newAsking(r)
+	defer a.conns.Close()
+	w := p.workers()[victim]
+	if err := a.ask(ctx, w); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("ask worker %s before it is killed: %w", w.Name, err)
 	}
 	if err := syscall.Kill(p.Process(victim), syscall.SIGSTOP); err != nil {
 		return err
 	}
-	for i, w := range all {
-		if i != victim {
-			_ = ask(w) // What one does not tell is not known to be there.
-		}
-	}
-	var orphans []client.SessionID
-	for id, states := range told {
-		h, _, err := fanout.Current(states)
-		if err != nil || !wholeWithout(h, all[victim].Name) {
-			orphans = append(orphans, id)
-		}
-	}
-	r.losses.orphan(orphans)
+	p.askOthers(ctx, a, victim)
+	known := slices.DeleteFunc(slices.Clone(a.ids), func(id client.SessionID) bool { return len(a.told[id]) == 0 })
+	r.losses.orphan(a.partial(known, w.Name))
 	return nil
+}
+
+// bury notes the sessions that others than a worker that has died do not have as a whole. Nobody knows what it had.
+func (p *processes) bury(ctx context.Context, r *run, victim int) {
+	if p.config.Replicas == 0 {
+		return
+	}
+	a := newAsking(r)
+	defer a.conns.Close()
+	p.askOthers(context.WithoutCancel(ctx), a, victim)
+	r.losses.orphan(a.partial(a.ids, p.Name(victim)))
+}
+
+// askOthers asks all workers but one. What one of them does not tell is not known to be there.
+func (p *processes) askOthers(ctx context.Context, a *asking, victim int) {
+	for i, w := range p.workers() {
+		if i != victim {
+			_ = a.ask(ctx, w)
+		}
+	}
+}
+
+// asking is what workers tell of the sessions that are driven.
+type asking struct {
+	conns *fanout.Conns
+	ids   []client.SessionID
+	told  map[client.SessionID][]*headwaterv1.SessionState
+}
+
+func newAsking(r *run) *asking {
+	a := &asking{conns: fanout.NewConns(nil, rpc.DialOptions()...), told: map[client.SessionID][]*headwaterv1.SessionState{}}
+	for _, s := range r.slots {
+		a.ids = append(a.ids, s.current().id)
+	}
+	return a
+}
+
+func (a *asking) ask(ctx context.Context, w rpc.Peer) error {
+	req := &headwaterv1.ListSessionsRequest{HoldersOnly: true}
+	for _, id := range a.ids {
+		req.Sessions = append(req.Sessions, id[:])
+	}
+	resp, err := a.conns.List(ctx, w.Name, w.Address, req)
+	for _, s := range resp.GetSessions() {
+		for _, o := range s.GetHolders() {
+			o.Name, o.Address = w.Name, w.Address
+		}
+		id := client.SessionID(s.GetSession())
+		a.told[id] = append(a.told[id], s)
+	}
+	return err
+}
+
+// partial returns those of some sessions that are not told as a whole by others than one worker.
+func (a *asking) partial(ids []client.SessionID, without string) []client.SessionID {
+	return slices.DeleteFunc(slices.Clone(ids), func(id client.SessionID) bool {
+		if len(a.told[id]) == 0 {
+			return false
+		}
+		h, _, err := fanout.Current(a.told[id])
+		return err == nil && wholeWithout(h, without)
+	})
 }
 
 // wholeWithout says whether others than one worker hold each group.
