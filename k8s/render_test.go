@@ -288,6 +288,10 @@ func TestManifests(t *testing.T) {
 				if o.Kind != "Namespace" && o.Metadata.Namespace != "headwater" {
 					t.Errorf("%s %s is in namespace %q", o.Kind, o.Metadata.Name, o.Metadata.Namespace)
 				}
+				// An upgrade applies first what has not this label.
+				if worker := o.Metadata.Labels["app.kubernetes.io/component"] == "worker"; worker != (o.Kind == "StatefulSet" && o.Metadata.Name == "headwater-worker") {
+					t.Errorf("%s %s: the label of the workers is there: %v", o.Kind, o.Metadata.Name, worker)
+				}
 				if o.Kind == "ServiceAccount" && !is(o.AutomountServiceAccountToken, false) {
 					t.Errorf("account %s mounts its token", o.Metadata.Name)
 				}

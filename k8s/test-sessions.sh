@@ -47,6 +47,12 @@ window "a rolling update of all workers"
 figure rollout_errors "$(field errors <<< "$line")"
 [ "$(field errors <<< "$line")" = 0 ] || fail "the rolling update was noticed"
 
+kubectl rollout restart statefulset/headwater-coordinator statefulset/headwater-worker
+rolled coordinator
+rolled worker
+until_true 60 whole
+flawless "all coordinators and workers at once"
+
 kubectl scale statefulset/headwater-worker --replicas 5
 rolled worker
 remote health --workers 5 --wait 30s
