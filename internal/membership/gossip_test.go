@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log"
 	"log/slog"
 	"net"
@@ -293,6 +294,45 @@ func TestOfTwoWithOneNameTheFirstKeepsItWhileItLives(t *testing.T) {
 			awaitBoot(t, a, "twin", second.Self.Boot)
 			awaitBoot(t, w1, "twin", second.Self.Boot)
 		})
+	}
+}
+
+// TestOneOfSeveralTakesTheNameOfADeadOne: a process that is restarted twice in a row is two nodes, which may both find that the one before
+// does not answer. One of them is the member then, also if that one has left meanwhile.
+func TestOneOfSeveralTakesTheNameOfADeadOne(t *testing.T) {
+	for _, leaves := range []bool{false, true} {
+		g := start(t, process("a")).(*gossip)
+		var nodes []*node
+		for i := range 3 {
+			n := &node{
+				Member: Member{Name: "w", Boot: uuid.New(), Role: RoleWorker}, key: fmt.Sprint("w", i),
+				gossip: netip.MustParseAddrPort("127.0.0.1:9"), gone: make(chan struct{}),
+			}
+			nodes = append(nodes, n)
+			g.mu.Lock()
+			g.nodes[n.key] = n
+			g.mu.Unlock()
+		}
+		old, one, other := nodes[0], nodes[1], nodes[2]
+		if g.claim(old) != nil || g.claim(one) != old || g.claim(other) != old {
+			t.Fatal("the first does not hold its name")
+		}
+		if leaves {
+			g.NotifyLeave(&memberlist.Node{Name: old.key})
+			if g.claim(one) != nil {
+				t.Error("the name of one that left is not to be had")
+			}
+		} else if !g.replace(old, one) {
+			t.Error("one does not take the place of a dead one")
+		}
+		if g.replace(old, other) {
+			t.Error("another takes the place of who is no member")
+		}
+		awaitNames(t, g, "a w")
+		awaitBoot(t, g, "w", one.Boot)
+		if g.claim(other) != one {
+			t.Error("the member of the name is not who took it")
+		}
 	}
 }
 

@@ -43,8 +43,10 @@ func (g *gossip) meet(n *node) {
 			return
 		}
 		if !g.answers(holder) {
-			g.replace(holder, n)
-			return
+			if g.replace(holder, n) {
+				return
+			}
+			continue
 		}
 		g.conflict(holder, n)
 		if !g.pause(n, twinCheck) {
@@ -84,20 +86,25 @@ func (g *gossip) claim(n *node) (holder *node) {
 	return nil
 }
 
-// replace makes a node the member of its name in the place of one that does not answer.
-func (g *gossip) replace(old, n *node) {
+// replace makes a node the member of its name in the place of one that does not answer. It returns false if that is not the member any
+// more: another process may have taken its place while both were waiting for its answer.
+func (g *gossip) replace(old, n *node) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.nodes[n.key] != n {
-		return // it has gone as well
+	switch {
+	case g.nodes[n.key] != n:
+		return true // it has gone as well
+	case g.nodes[old.key] != old || !old.holds:
+		return false
 	}
 	old.holds = false
-	if g.nodes[old.key] == old && !g.ended {
+	if !g.ended {
 		g.tasks.Go(func() { g.meet(old) }) // should it answer again
 	}
 	n.holds, n.outside = true, ""
 	g.changedLocked()
 	g.log.Info("member was restarted", "member", n.Name, "role", n.Role.String(), "address", n.Address, "address_before", old.Address, "version", n.Version)
+	return true
 }
 
 // conflict says that a node is left out because another has its name. It is logged once.
