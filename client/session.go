@@ -491,15 +491,22 @@ func (s *Session) ForkAt(ctx context.Context, position int) (*Session, error) {
 }
 
 func (s *Session) fork(ctx context.Context, position *uint64) (*Session, error) {
-	child := &Session{client: s.client, id: s.client.conns.NewName(), config: s.config, direct: s.direct, codec: s.codec, sendF32: s.sendF32}
+	child := &Session{client: s.client, config: s.config, direct: s.direct, codec: s.codec, sendF32: s.sendF32}
 	err := s.control(ctx, "fork", func() error {
 		if err := s.settle(ctx); err != nil {
 			return err
 		}
-		state, err := s.client.conns.Fork(ctx, s.place, &headwaterv1.ForkSessionRequest{
-			Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations,
-			Child: child.id[:], ChildEpoch: s.client.epoch(1), Position: position, Expect: s.known(),
-		})
+		try := func() (*headwaterv1.SessionState, error) {
+			child.id = s.client.conns.NewName()
+			return s.client.conns.Fork(ctx, s.place, &headwaterv1.ForkSessionRequest{
+				Session: s.id[:], Epoch: s.client.epoch(s.epoch), Truncations: s.truncations,
+				Child: child.id[:], ChildEpoch: s.client.epoch(1), Position: position, Expect: s.known(),
+			})
+		}
+		state, err := try()
+		if err != nil && fanout.Unreached(err) && ctx.Err() == nil {
+			state, err = try() // once, as all calls whose connection broke
+		}
 		if err != nil {
 			return err
 		}

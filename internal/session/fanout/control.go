@@ -395,10 +395,21 @@ func (h *Holding) joinLayers(id []byte, states []*headwaterv1.SessionState) ([]*
 	return layers, nil
 }
 
-// Fork makes a session that begins as a copy of another one, at every holder. If it fails, it drops what it has made.
+// Fork makes a session that begins as a copy of another one, at every holder. If it fails, it drops what it has made. If the connection to a
+// coordinator broke (Unreached), the caller may try again with another child: that coordinator drops what it has made as well, perhaps later.
 func (c *Conns) Fork(ctx context.Context, p *Place, req *headwaterv1.ForkSessionRequest) (*headwaterv1.SessionState, error) {
 	call := cmp.Or(req.GetCall(), c.NewID())
-	state, err := c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) { return c.fork(ctx, h, req, call) })
+	var broke error
+	state, err := c.over(ctx, p, req.GetEpoch(), func(h *Holding) (*headwaterv1.SessionState, error) {
+		if broke != nil {
+			return nil, broke
+		}
+		state, err := c.fork(ctx, h, req, call)
+		if h.holders[0].Groups == nil && Unreached(err) {
+			broke = err
+		}
+		return state, err
+	})
 	if err != nil {
 		c.abandon(ctx, p.Holding(), req.GetChild(), req.GetChildEpoch(), call)
 		return nil, err
