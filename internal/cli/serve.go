@@ -314,7 +314,9 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	defer expire(ctx, w, config.SessionTTL)()
 	defer at.attend(ctx, config.Security, s.health, log)()
 	defer at.watchReady(ctx, s, config.Security, readyCheck{worker: name, boot: config.Boot, own: listener})()
-	defer serveLocal(ctx, w, log)()
+	if config.Security.Plain() {
+		defer serveLocal(ctx, w, log)()
+	}
 	defer serveLanes(ctx, func(ctx context.Context) error { return w.ServeLanes(ctx, lanes) }, log)()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget,
 		"kernel", attention.KernelName(), "threads", config.Threads, "processor", processor.Name(), "features", strings.Join(processor.Names(), " "))

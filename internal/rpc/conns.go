@@ -107,7 +107,7 @@ func (c *Conns) Close() error {
 }
 
 // Plain reports whether connections are plain text, so that a peer on this machine may be spoken to in other ways as well.
-func (c *Conns) Plain() bool { return !c.security.secured() }
+func (c *Conns) Plain() bool { return c.security.Plain() }
 
 // Kept are connections that are kept to some peers, whether or not they are in use. The zero value keeps none. It is
 // used by one goroutine at a time.

@@ -129,6 +129,10 @@ func (s *Security) read() (own *certs.Own, table *tenants.Table, err error) {
 // secured tells whether connections are by TLS.
 func (s *Security) secured() bool { return s != nil && s.cfg.Folder != "" }
 
+// Plain tells whether connections are plain text, so that nobody has to show who it is. Only then are lanes on sockets of this machine
+// served and looked for: they carry no certificate and no token, and would be bound to no tenant.
+func (s *Security) Plain() bool { return !s.secured() }
+
 // insecure tells whether plain text may go to other machines.
 func (s *Security) insecure() bool { return s != nil && s.cfg.Insecure }
 

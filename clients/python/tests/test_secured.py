@@ -4,7 +4,9 @@ programs do it; and what it is told if its certificate is of another authority o
 from __future__ import annotations
 
 import datetime
+import os
 import re
+import stat
 import subprocess
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -20,6 +22,7 @@ from guarded import COORD, Guarded, issue, serving
 from test_recovery import LAYERS, Model
 
 import headwater
+from headwater.plain_lane import local_socket
 
 
 @pytest.fixture(params=[False, True], ids=["coordinator", "direct"])
@@ -92,6 +95,22 @@ def test_a_session_is_grown_forked_and_made_anew(guarded: Guarded, who: str, dir
             with closing(client.attach(receipt, keep=False)) as again:
                 assert len(again) == 140
         assert not client.sessions().sessions
+
+
+def test_no_step_goes_past_the_certificate(guarded: Guarded, who: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A worker with a certificate serves no socket of its machine, and if one is there the client does not use it."""
+    model = Model(3)
+    with guarded.dial(who, direct=True) as client, client.open(LAYERS, workers=1) as session:
+        (holder,) = client.find_session(session.id).holders
+        assert local_socket(holder.boot) is None
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        folder = tmp_path / f"headwater-lanes-{os.getuid()}"
+        folder.mkdir(mode=0o700)
+        os.mknod(folder / f"{holder.boot.hex()}.sock", 0o600 | stat.S_IFSOCK)
+        assert local_socket(holder.boot) is not None
+        with guarded.dial(who, direct=True) as other, closing(other.attach(session.receipt(), keep=False)) as taken:
+            assert taken._near is None
+            model.grow(taken, 0, 3)
 
 
 def same(got: list[Any], want: list[Any]) -> None:

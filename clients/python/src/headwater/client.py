@@ -89,7 +89,7 @@ class Client:
         self._holder = self._coordinator
         if direct:
             hedges = [] if hedge_share is None else ["--hedge-share", repr(float(hedge_share))]
-            self._relay = Relay(self.address, coord, proxy=proxy, flags=[*security.flags(), *hedges])
+            self._relay = Relay(self.address, coord, proxy=proxy, secured=bool(security.folder), flags=[*security.flags(), *hedges])
             self._holder = Connection(self._relay.address, relay=self._relay)
         # Also where nobody closes it: gRPC's threads would outlive their use, and the relay the client.
         self._finalize = weakref.finalize(self, _close, self._holder, self._coordinator, self._relay)

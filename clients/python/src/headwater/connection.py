@@ -61,6 +61,7 @@ class Connection:
         self._security = security or Security("")
         if relay is None:
             self._security.check(self.address, proxy)
+        self._to_sockets = relay is not None and not relay.secured
         self.lane = secrets.token_bytes(16)
         self._plain = None if relay is None else PlainLane(relay.lanes, self.lane, relay.ensure)
         self._process = os.getpid()
@@ -122,8 +123,9 @@ class Connection:
         return stream.send(requests)
 
     def near(self, boot: bytes) -> PlainLane | None:
-        """The lane to the worker of a boot, if this client goes directly to workers and this one serves it on this machine."""
-        if self._relay is None:
+        """The lane to the worker of a boot, if this client goes directly to workers in plain text and this one serves it on this
+        machine. A client with a certificate or a token leaves its steps to the relay, which shows it: a socket's lane is nobody's."""
+        if not self._to_sockets:
             return None
         with self._lock:
             if boot not in self._near:

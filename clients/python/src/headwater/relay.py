@@ -33,8 +33,12 @@ class Relay:
 
     address: str
     lanes: str  # of its plain lanes
+    secured: bool  # whether it speaks to the cluster by TLS
 
-    def __init__(self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self, coordinator: str, program: str | os.PathLike[str] | None = None, *, proxy: bool = False, secured: bool = False, flags: Sequence[str] = ()
+    ) -> None:
+        self.secured = secured
         self._command = [programs.find("direct", program), "relay", "--coordinator", coordinator, "--log-level", "warn", *flags]
         if proxy:
             self._command.append("--proxy")
