@@ -278,6 +278,11 @@ func TestRefusals(t *testing.T) {
 	if !errors.Is(err, ErrTryAgain) || errors.Is(err, ErrRefused) || errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "needs 3 bytes") {
 		t.Errorf("refused job: %v", err)
 	}
+	_, err = connect(t, &fake{refuse: rpc.Full("64 submissions are under way: try again")}).Submit(t.Context(), SubmitOptions{Path: path})
+	var full *Error
+	if !errors.As(err, &full) || full.RetryAfter != rpc.RetryAfter || !errors.Is(err, ErrTryAgain) {
+		t.Errorf("a coordinator that has too many: %v: %+v", err, full)
+	}
 	f = &fake{refuse: status.Error(codes.Unavailable, "no worker has joined the cluster")}
 	_, err = connect(t, f).Submit(t.Context(), SubmitOptions{Path: path})
 	if !errors.Is(err, ErrTryAgain) || errors.Is(err, ErrUnreachable) || errors.Is(err, ErrRefused) || !strings.HasSuffix(err.Error(), "job.safetensors: no worker has joined the cluster") {

@@ -88,6 +88,8 @@ type Error struct {
 	// Answered says that the coordinator itself gave the code. Unavailable then means that it can't do it now.
 	Answered bool
 	Quota    *Quota // the tenant's limit that was met, for ErrOverQuota
+	// RetryAfter is after how long the same call may succeed at the earliest, for ErrTryAgain; 0 if nobody says.
+	RetryAfter time.Duration
 	// Coordinator is the one whose job it is, if that one does not answer and another one says so.
 	Coordinator string
 }
@@ -97,7 +99,7 @@ type Quota struct {
 	Tenant      string
 	Kind        string // "sessions", "bytes", "steps_per_second" or "jobs"
 	Limit, Used float64
-	RetryAfter  time.Duration // the call may succeed then at the earliest
+	RetryAfter  time.Duration // as the error has it
 }
 
 func newQuota(e *quota.Exceeded) *Quota {
@@ -105,6 +107,14 @@ func newQuota(e *quota.Exceeded) *Quota {
 		return nil
 	}
 	return &Quota{Tenant: e.Tenant, Kind: string(e.Kind), Limit: e.Limit, Used: e.Used, RetryAfter: e.RetryAfter}
+}
+
+// retryAfter is RetryAfter, 0 if no limit was met.
+func (q *Quota) retryAfter() time.Duration {
+	if q == nil {
+		return 0
+	}
+	return q.RetryAfter
 }
 
 func (e *Error) Error() string {
@@ -186,6 +196,8 @@ type SessionError struct {
 	Length  int    // for ReasonBehind, ReasonAhead and ReasonDifferent: positions that the worker has
 	Message string // why, in one line
 	Quota   *Quota // the tenant's limit that was met, for ErrOverQuota
+	// RetryAfter, for ReasonBusy and ErrOverQuota, is after how long the same call may succeed at the earliest; 0 if nobody says.
+	RetryAfter time.Duration
 	// Lost, for ReasonLost and ReasonUnknown, are the shards that no worker holds that answers, ascending by layer. It is empty if
 	// there are none, or if nobody knows: a call by a session's id alone knows no layers of a session that no worker holds.
 	Lost []LostShards
@@ -253,9 +265,10 @@ func (c *Client) sessionError(doing string, id SessionID, err error) error {
 		if unreached {
 			message = c.throughProxy(codes.Unavailable, message)
 		}
+		over := newQuota(quotaproto.Read(why.GetQuota()))
 		return &SessionError{
 			Session: id, Doing: doing, Reason: cmp.Or(reasons[e.Reason()], ReasonFault), wire: e.Reason(), Holder: why.GetHolder(),
-			Length: int(why.GetLength()), Message: message, coordinator: unreached, Quota: newQuota(quotaproto.Read(why.GetQuota())), lost: why.GetLost(),
+			Length: int(why.GetLength()), Message: message, coordinator: unreached, Quota: over, RetryAfter: cmp.Or(over.retryAfter(), e.RetryAfter()), lost: why.GetLost(),
 		}
 	}
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unknown {
@@ -329,7 +342,11 @@ func (c *Client) wrap(doing string, err error) error {
 	if file, rest, ok := strings.Cut(message, ": "); ok && strings.HasSuffix(doing, " "+file) {
 		message = rest
 	}
-	return &Error{Address: c.address, Doing: doing, Code: s.Code(), Message: message, Quota: newQuota(quotaproto.FromStatus(s)), Coordinator: rpc.UnreachableIn(s)}
+	over := newQuota(quotaproto.FromStatus(s))
+	return &Error{
+		Address: c.address, Doing: doing, Code: s.Code(), Message: message, Quota: over,
+		RetryAfter: cmp.Or(over.retryAfter(), rpc.RetryAfterIn(s)), Coordinator: rpc.UnreachableIn(s),
+	}
 }
 
 // wrapAnswer is wrap for an error in place of a call's first answer. If the coordinator gave the error, it sent its

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -520,6 +521,29 @@ func TestNarrowedHereOrByRealWorkersIsTheSame(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestBusySaysWhenToTryAgain: the error of a step says what the holder says, if it does.
+func TestBusySaysWhenToTryAgain(t *testing.T) {
+	each(t, func(t *testing.T, c *cluster, direct bool) {
+		s := open(t, c.Client, client.SessionOptions{Layers: layers, Direct: direct})
+		x := project(rng(1), layers[0], 1)
+		silent := session.Errorf(session.Busy, "too much")
+		silent.Why.RetryAfterMillis = 0
+		for _, k := range []struct {
+			why  *session.Error
+			want time.Duration
+		}{{session.Errorf(session.Busy, "too much"), rpc.RetryAfter}, {silent, 0}} {
+			for _, h := range c.holders {
+				h.Set(func(*session.Step) *session.Error { return k.why })
+			}
+			err := s.Step(t.Context(), 0, nil, x.k, x.v, nil, nil)
+			var refused *client.SessionError
+			if !errors.As(err, &refused) || refused.Reason != client.ReasonBusy || refused.RetryAfter != k.want {
+				t.Errorf("got %v: %+v, want it again after %v", err, refused, k.want)
+			}
+		}
+	})
 }
 
 // TestCloseDropsWhatItsClientMade: a session that was opened or forked is dropped, unless it is to be kept, and one that was attached

@@ -314,9 +314,7 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	defer expire(ctx, w, config.SessionTTL)()
 	defer at.attend(ctx, config.Security, s.health, log)()
 	defer at.watchReady(ctx, s, config.Security, readyCheck{worker: name, boot: config.Boot, own: listener})()
-	if config.Security.Plain() {
-		defer serveLocal(ctx, w, log)()
-	}
+	defer serveLocal(ctx, w, config.Security, log)()
 	defer serveLanes(ctx, func(ctx context.Context) error { return w.ServeLanes(ctx, lanes) }, log)()
 	log.Info("serving", "address", address, "gossip", membership.GossipAddr(view), "admin", admin.bound(), "memory"+bytesKey, config.Budget,
 		"kernel", attention.KernelName(), "threads", config.Threads, "processor", processor.Name(), "features", strings.Join(processor.Names(), " "))
@@ -326,8 +324,12 @@ func (a *app) runWorker(ctx context.Context, at endpointFlags, admin *adminFlag,
 	return s.serve(ctx, listener, w.Drain)
 }
 
-// serveLocal serves lanes of this machine beside those of gRPC, until end is called. If it can't, they go by gRPC.
-func serveLocal(ctx context.Context, w *worker.Worker, log *slog.Logger) (end func()) {
+// serveLocal serves lanes of this machine beside those of gRPC, until end is called. If it can't, they go by gRPC. Who has to show who it
+// is finds none.
+func serveLocal(ctx context.Context, w *worker.Worker, security *rpc.Security, log *slog.Logger) (end func()) {
+	if !security.Plain() {
+		return func() {}
+	}
 	listener, err := w.ListenLocal(ctx)
 	if err != nil {
 		log.Info("lanes of this machine have no socket of their own", "error", err)

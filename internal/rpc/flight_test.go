@@ -264,7 +264,7 @@ func TestCallsAreBounded(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("got %v", err)
 	}
-	if d := status.Convert(err).Details(); len(d) != 1 || d[0].(*errdetails.RetryInfo).GetRetryDelay().AsDuration() != retryAfter {
+	if d := status.Convert(err).Details(); len(d) != 1 || d[0].(*errdetails.RetryInfo).GetRetryDelay().AsDuration() != RetryAfter {
 		t.Errorf("it says of when to try again %v", d)
 	}
 	close(wait)

@@ -1,9 +1,12 @@
 package session
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/status"
 
@@ -16,12 +19,16 @@ type Error struct {
 	Why *headwaterv1.SessionError // not nil; not to be changed
 }
 
-// Errorf returns an error with a reason and a message.
+// Errorf returns an error with a reason and a message. One that is BUSY says when to try again.
 func Errorf(reason Reason, format string, args ...any) *Error {
-	return &Error{&headwaterv1.SessionError{
+	e := &Error{&headwaterv1.SessionError{
 		Problem: reason,
 		Message: strings.ToValidUTF8(fmt.Sprintf(format, args...), "\uFFFD"),
 	}}
+	if reason == Busy {
+		e.Why.RetryAfterMillis = uint64(rpc.RetryAfter / time.Millisecond)
+	}
+	return e
 }
 
 func (e *Error) Error() string {
@@ -38,15 +45,20 @@ func (e *Error) Error() string {
 // Reason returns the reason.
 func (e *Error) Reason() Reason { return e.Why.GetProblem() }
 
+// RetryAfter returns after how long the same call or step may succeed at the earliest, 0 if the error does not say.
+func (e *Error) RetryAfter() time.Duration {
+	return time.Duration(min(e.Why.GetRetryAfterMillis(), math.MaxInt32)) * time.Millisecond
+}
+
 // GRPCStatus returns the status of a refused unary call: a code by meaning, and the SessionError as its detail. So if a
-// gRPC handler returns an Error, the client receives an Error. One that is BUSY says when to try again.
+// gRPC handler returns an Error, the client receives an Error. One that is BUSY says when to try again, also by google.rpc.RetryInfo.
 func (e *Error) GRPCStatus() *status.Status {
 	s := status.New(codeOf(e.Why.GetProblem()), e.Error())
 	if detailed, err := s.WithDetails(e.Why); err == nil {
 		s = detailed
 	}
 	if e.Why.GetProblem() == Busy {
-		s = rpc.Later(s)
+		s = rpc.Later(s, cmp.Or(e.RetryAfter(), rpc.RetryAfter)) // holders of before do not say
 	}
 	return s
 }

@@ -375,7 +375,7 @@ func TestLane(t *testing.T) {
 		p.Payload.Free()
 		p.Payload = nil
 	}
-	if p.Result.Err == nil || p.Result.Err.Error() != "lane "+someID.String()+" has enough" {
+	if p.Result.Err == nil || p.Result.Err.Error() != "lane "+someID.String()+" has enough" || p.Result.Err.RetryAfter() != rpc.RetryAfter {
 		t.Fatalf("got %v", p.Result.Err)
 	}
 	if err := s.CloseSend(); err != nil {

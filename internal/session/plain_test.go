@@ -173,7 +173,8 @@ func TestPlainLanesCarryRecords(t *testing.T) {
 	if _, err := conn.Write(request(t, 99, 0, &headwaterv1.Step{Attend: 13})); err != nil {
 		t.Fatal(err)
 	}
-	if why := answer(t, conn).GetResult().GetError().GetMessage(); why != "lane "+testLane.String()+" has enough" {
+	why := answer(t, conn).GetResult().GetError()
+	if why.GetMessage() != "lane "+testLane.String()+" has enough" || (&Error{why}).RetryAfter() != rpc.RetryAfter {
 		t.Fatal(why)
 	}
 }

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
 
 import headwater
 from headwater import errors
@@ -54,6 +55,22 @@ def test_a_quota_says_when_to_try_again() -> None:
     call = errors._meaning("submit", "c:1", grpc.StatusCode.RESOURCE_EXHAUSTED, "why", [detail], False)
     assert isinstance(call, headwater.OverQuotaError) and isinstance(call, errors.CallError) and call.tenant == "ann"
     assert str(call) == "submit: c:1: why" and kind_of(call) == "try again"
+
+
+def test_what_is_busy_says_when_to_try_again() -> None:
+    why = session_pb2.SessionError(problem=session_pb2.SESSION_PROBLEM_BUSY, message="why", holder="w1", retry_after_millis=1500)
+    busy = errors.session_error("step", why)
+    assert isinstance(busy, headwater.BusyError) and busy.retry_after == 1.5
+    why.ClearField("retry_after_millis")  # as of a holder of before
+    silent = errors.session_error("step", why)
+    assert isinstance(silent, headwater.BusyError) and silent.retry_after == 0
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000)))
+    full = errors._meaning("submit", "c:1", grpc.StatusCode.RESOURCE_EXHAUSTED, "why", [detail], False)
+    assert isinstance(full, headwater.TryAgainError) and full.retry_after == 1.5
+    for code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):  # of which one is said to have broken
+        ended = errors.lane_error("step", "c:1", status_pb2.Status(code=code.value[0], message="why", details=[detail]))
+        assert isinstance(ended, headwater.TryAgainError) and ended.retry_after == 1.5
 
 
 class Refusal(grpc.RpcError, grpc.Call):

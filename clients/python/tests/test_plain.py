@@ -257,6 +257,17 @@ def test_what_is_lost_on_the_way_is_sent_again(session: headwater.Session, node:
     np.testing.assert_array_equal(got.context, expect(LAYERS[0], q, k, v, 0)[0])
 
 
+def test_a_step_that_stays_busy_says_when_to_try_again(session: headwater.Session, node: plain.Node) -> None:
+    def refuse(r) -> None:
+        raise plain.Refusal(session_pb2.SESSION_PROBLEM_BUSY, retry_after_millis=1500)
+
+    node.refuse = refuse
+    with pytest.raises(headwater.BusyError) as busy:
+        session.step(0, *draw(np.random.default_rng(6), LAYERS[0], 2))
+    assert busy.value.retry_after == 1.5
+    node.refuse = None
+
+
 def test_a_step_that_can_not_begin_is_named_a_step(session: headwater.Session, node: plain.Node) -> None:
     """After a failed step, the next one has to take back first what may be left of it."""
     q, k, v = draw(np.random.default_rng(12), LAYERS[0], 1)

@@ -3347,9 +3347,11 @@ type SessionError struct {
 	// For OVER_BUDGET, if it is not the workers that have no room: the tenant's limit that the call would exceed. Since version 1.4.
 	Quota *Quota `protobuf:"bytes,9,opt,name=quota,proto3" json:"quota,omitempty"`
 	// For LOST and UNKNOWN: the shards that nobody who answers holds, if that is known. Since version 1.4.
-	Lost          *LostShards `protobuf:"bytes,10,opt,name=lost,proto3" json:"lost,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Lost *LostShards `protobuf:"bytes,10,opt,name=lost,proto3" json:"lost,omitempty"`
+	// For BUSY: after how many milliseconds the same call or step may succeed at the earliest; 0 is not known. Since version 1.4.
+	RetryAfterMillis uint64 `protobuf:"varint,11,opt,name=retry_after_millis,json=retryAfterMillis,proto3" json:"retry_after_millis,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *SessionError) Reset() {
@@ -3450,6 +3452,13 @@ func (x *SessionError) GetLost() *LostShards {
 		return x.Lost
 	}
 	return nil
+}
+
+func (x *SessionError) GetRetryAfterMillis() uint64 {
+	if x != nil {
+		return x.RetryAfterMillis
+	}
+	return 0
 }
 
 // LostShards are shards of a session that nobody who answers holds: with LOST until who holds them answers again, with UNKNOWN for
@@ -3834,7 +3843,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\vqueue_nanos\x18\x05 \x01(\x04R\n" +
 	"queueNanos\x12-\n" +
 	"\x05codec\x18\x06 \x01(\x0e2\x17.headwater.v1.StepCodecR\x05codec\x12\x14\n" +
-	"\x05chain\x18\a \x01(\x06R\x05chain\"\xe2\x02\n" +
+	"\x05chain\x18\a \x01(\x06R\x05chain\"\x90\x03\n" +
 	"\fSessionError\x126\n" +
 	"\aproblem\x18\x01 \x01(\x0e2\x1c.headwater.v1.SessionProblemR\aproblem\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
@@ -3846,7 +3855,8 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x06holder\x18\b \x01(\tR\x06holder\x12)\n" +
 	"\x05quota\x18\t \x01(\v2\x13.headwater.v1.QuotaR\x05quota\x12,\n" +
 	"\x04lost\x18\n" +
-	" \x01(\v2\x18.headwater.v1.LostShardsR\x04lost\"O\n" +
+	" \x01(\v2\x18.headwater.v1.LostShardsR\x04lost\x12,\n" +
+	"\x12retry_after_millis\x18\v \x01(\x04R\x10retryAfterMillis\"O\n" +
 	"\n" +
 	"LostShards\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\x12/\n" +

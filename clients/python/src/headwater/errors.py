@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from .security import in_own_words
@@ -26,7 +26,12 @@ class HeadwaterError(Exception):
 
 
 class TryAgainError(HeadwaterError):
-    """The same call may go well later."""
+    """The same call may go well later.
+
+    retry_after  seconds after which it may at the earliest; 0 if nobody says
+    """
+
+    retry_after: float = 0.0
 
 
 class GoneError(HeadwaterError):
@@ -75,14 +80,12 @@ class OverQuotaError(TryAgainError):
     quota        what the limit bounds: "sessions", "bytes", "steps_per_second" or "jobs"
     limit        the limit
     used         what the tenant has of it
-    retry_after  seconds after which the same call may go well at the earliest
     """
 
     tenant: str
     quota: str
     limit: float
     used: float
-    retry_after: float
 
     def _tell(self, why: worker_pb2.Quota) -> None:
         self.tenant, self.quota, self.limit, self.used = why.tenant, why.kind, why.limit, why.used
@@ -336,7 +339,10 @@ def session_error(doing: str, why: session_pb2.SessionError, holder: str = "") -
     """The error of a problem."""
     if why.problem == session_pb2.SESSION_PROBLEM_OVER_BUDGET and why.HasField("quota"):
         return _OverQuotaSessionError(doing, why, holder)
-    return _problems.get(why.problem, SessionError)(doing, why, holder)
+    error = _problems.get(why.problem, SessionError)(doing, why, holder)
+    if isinstance(error, TryAgainError):
+        error.retry_after = why.retry_after_millis / 1000
+    return error
 
 
 def transient(error: BaseException) -> bool:
@@ -373,8 +379,12 @@ _CANCELLED_BY_SERVER = "RST_STREAM with error code 8"
 def _meaning(doing: str, address: str, code: grpc.StatusCode, text: str, details: Iterable[Any], unreached: bool) -> HeadwaterError:
     """What a status means. unreached is whether UNAVAILABLE means that nobody answers."""
     message = one_line(text)
+    after = 0.0
     try:
         for detail in details:
+            later = error_details_pb2.RetryInfo()
+            if detail.Unpack(later):
+                after = max(later.retry_delay.ToMicroseconds() / 1e6, 0.0)
             why = session_pb2.SessionError()
             if detail.Unpack(why):
                 return session_error(doing, why, address)
@@ -390,7 +400,10 @@ def _meaning(doing: str, address: str, code: grpc.StatusCode, text: str, details
     if code is grpc.StatusCode.UNAVAILABLE and unreached:
         return UnreachableError(doing, address, code, message or "nobody answers")
     kinds = [(_TRY_AGAIN, _TryAgainCallError), (_REFUSED, _RefusedCallError)]
-    return next((kind for codes, kind in kinds if code in codes), CallError)(doing, address, code, message or code.name)
+    error = next((kind for codes, kind in kinds if code in codes), CallError)(doing, address, code, message or code.name)
+    if isinstance(error, TryAgainError):
+        error.retry_after = after
+    return error
 
 
 def _answered(error: grpc.Call) -> bool:
@@ -411,7 +424,10 @@ def lane_error(doing: str, address: str, status: status_pb2.Status) -> Headwater
 
 def _ended(doing: str, address: str, e: HeadwaterError) -> HeadwaterError:
     if isinstance(e, CallError) and not isinstance(e, RefusedError) and e.code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return UnreachableError(doing, address, e.code, e.message)
+        broke = UnreachableError(doing, address, e.code, e.message)
+        if isinstance(e, TryAgainError):
+            broke.retry_after = e.retry_after
+        return broke
     return e
 
 

@@ -599,7 +599,7 @@ class StepResult(_message.Message):
     def __init__(self, error: _Optional[_Union[SessionError, _Mapping]] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., compute_nanos: _Optional[int] = ..., queue_nanos: _Optional[int] = ..., codec: _Optional[_Union[StepCodec, str]] = ..., chain: _Optional[int] = ...) -> None: ...
 
 class SessionError(_message.Message):
-    __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder", "quota", "lost")
+    __slots__ = ("problem", "message", "layer", "length", "epoch", "truncations", "group", "holder", "quota", "lost", "retry_after_millis")
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -610,6 +610,7 @@ class SessionError(_message.Message):
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MILLIS_FIELD_NUMBER: _ClassVar[int]
     problem: SessionProblem
     message: str
     layer: int
@@ -620,7 +621,8 @@ class SessionError(_message.Message):
     holder: str
     quota: _worker_pb2.Quota
     lost: LostShards
-    def __init__(self, problem: _Optional[_Union[SessionProblem, str]] = ..., message: _Optional[str] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., group: _Optional[int] = ..., holder: _Optional[str] = ..., quota: _Optional[_Union[_worker_pb2.Quota, _Mapping]] = ..., lost: _Optional[_Union[LostShards, _Mapping]] = ...) -> None: ...
+    retry_after_millis: int
+    def __init__(self, problem: _Optional[_Union[SessionProblem, str]] = ..., message: _Optional[str] = ..., layer: _Optional[int] = ..., length: _Optional[int] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., group: _Optional[int] = ..., holder: _Optional[str] = ..., quota: _Optional[_Union[_worker_pb2.Quota, _Mapping]] = ..., lost: _Optional[_Union[LostShards, _Mapping]] = ..., retry_after_millis: _Optional[int] = ...) -> None: ...
 
 class LostShards(_message.Message):
     __slots__ = ("all", "layers")
