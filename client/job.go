@@ -29,7 +29,7 @@ const (
 )
 
 // JobStates has all states that a job can be in, in order.
-var JobStates = []JobState{JobUploading, JobQueued, JobRunning, JobSucceeded, JobFailed, JobCancelled}
+var JobStates = []JobState{JobUploading, JobQueued, JobRunning, JobSucceeded, JobFailed, JobCancelled, JobUnreachable}
 
 func jobState(s headwaterv1.JobState) JobState {
 	return JobState(strings.ToLower(strings.TrimPrefix(s.String(), "JOB_STATE_")))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"headwater.example/coordinator/jobs"
+	"headwater.example/coordinator/peers"
 	"headwater.example/internal/dashboard"
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/rpc"
@@ -34,12 +35,12 @@ func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) 
 	if err != nil {
 		return nil, fmt.Errorf("list the sessions: %w", err)
 	}
-	listed, err := c.jobs.ListJobs(ctx, &headwaterv1.ListJobsRequest{})
+	listed, err := c.peers.ListJobs(ctx, &headwaterv1.ListJobsRequest{Limit: shownJobs})
 	if err != nil {
 		return nil, fmt.Errorf("list the jobs: %w", err)
 	}
 	s := &dashboard.Snapshot{
-		At: time.Now(), Name: status.GetName(), Version: status.GetVersion(), Coordinator: c.totals(),
+		At: time.Now(), Name: status.GetName(), Version: status.GetVersion(), Coordinator: c.totals(status.GetJobs()),
 		Workers: []dashboard.Worker{}, Sessions: []dashboard.Session{}, Jobs: []dashboard.Job{}, Events: []dashboard.Event{},
 	}
 	caches := map[string]*headwaterv1.CacheState{}
@@ -53,9 +54,10 @@ func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) 
 		s.Sessions = append(s.Sessions, sessionOf(m))
 	}
 	s.SessionsLeft = len(list.GetSessions()) > shownSessions
-	for _, j := range listed.GetJobs()[:min(len(listed.GetJobs()), shownJobs)] {
+	for _, j := range listed.GetJobs() {
 		one := dashboard.Job{
 			ID: j.GetId(), Name: j.GetName(), State: jobs.StateName(j.GetState()), Phase: j.GetProgress().GetPhase(), Error: j.GetError(), Done: doneOf(j),
+			Elsewhere:   peers.Owner(j.GetId()) != c.config.Name,
 			Arithmetics: []string{},
 		}
 		for _, a := range j.GetArithmetics() {
@@ -63,15 +65,18 @@ func (c *Coordinator) Picture(ctx context.Context) (*dashboard.Snapshot, error) 
 		}
 		s.Jobs = append(s.Jobs, one)
 	}
-	s.JobsLeft = len(listed.GetJobs()) - len(s.Jobs)
+	for _, n := range s.Coordinator.Jobs {
+		s.JobsLeft += int(n)
+	}
+	s.JobsLeft = max(s.JobsLeft-len(s.Jobs), 0) // they were counted before
 	for _, e := range c.config.Observe.Events() {
 		s.Events = append(s.Events, dashboard.Event{Number: e.Number, At: e.At, Text: e.Text()})
 	}
 	return s, nil
 }
 
-// totals are the numbers that the coordinator's metrics have, too.
-func (c *Coordinator) totals() (t dashboard.Totals) {
+// totals are the numbers that the coordinator's metrics have, too, but for the jobs, which are those of all coordinators.
+func (c *Coordinator) totals(all []*headwaterv1.StateCount) (t dashboard.Totals) {
 	lanes, known := c.sessions.Open()
 	members, leftOut := c.jobs.Workers()
 	t.Lanes, t.Known, t.Workers, t.LeftOut = uint64(lanes), uint64(known), uint64(members), uint64(leftOut)
@@ -80,7 +85,10 @@ func (c *Coordinator) totals() (t dashboard.Totals) {
 	t.CopiesLacking, t.CopiesMade, _ = c.sessions.Copies()
 	hedges := c.sessions.Hedges()
 	t.Attends, t.Hedged = hedges.Attends, hedges.Asked
-	t.Jobs = c.jobs.Counts()
+	t.Jobs = map[string]uint64{}
+	for _, n := range all {
+		t.Jobs[jobs.StateName(n.GetState())] = n.GetCount()
+	}
 	return t
 }
 
@@ -172,9 +180,9 @@ func (c *Coordinator) Map(ctx context.Context, id string) (*dashboard.Map, error
 	return m, nil
 }
 
-// CancelJob ends a job.
+// CancelJob ends a job, also one of another coordinator.
 func (c *Coordinator) CancelJob(ctx context.Context, id string) error {
-	_, err := c.jobs.CancelJob(ofDashboard(ctx), &headwaterv1.CancelJobRequest{Id: id})
+	_, err := c.peers.CancelJob(ofDashboard(ctx), &headwaterv1.CancelJobRequest{Id: id})
 	return err
 }
 

@@ -104,7 +104,7 @@ func (o *oneJob) fits(coordinator string) bool {
 			return false
 		}
 	}
-	return owner(o.ID) == coordinator
+	return Owner(o.ID) == coordinator
 }
 
 // forgetOldest forgets who has not been heard of for the longest. The lock is held.

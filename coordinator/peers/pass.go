@@ -63,16 +63,17 @@ func (p *Peers) reach(ctx context.Context, m membership.Member) (*reached, error
 func (r *reached) end(err error) error {
 	silent := r.stop() != rpc.Peer{}
 	r.conn.Release()
-	switch answered := len(r.header.Get(rpc.MetadataKey)) > 0; {
+	switch code := status.Code(err); {
 	case err == nil, errors.Is(err, io.EOF):
 		return err
 	case r.caller.Err() != nil:
 		return status.FromContextError(r.caller.Err()).Err()
 	case silent:
 		return r.peers.unreachable(r.to.Name, errSilent.Error())
-	case status.Code(err) == codes.Unavailable:
+	case code == codes.Unavailable:
 		return r.peers.unreachable(r.to.Name, status.Convert(err).Message())
-	case !answered && (status.Code(err) == codes.Unauthenticated || status.Code(err) == codes.PermissionDenied):
+	case (code == codes.Unauthenticated || code == codes.PermissionDenied) && len(r.header.Get(rpc.MetadataKey)) == 0:
+		// Only an error of the call itself is of these codes. The call has ended then, and nobody writes its header.
 		return r.peers.unreachable(r.to.Name, "it does not take this coordinator: "+status.Convert(err).Message())
 	}
 	return err

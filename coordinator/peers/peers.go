@@ -129,8 +129,8 @@ func peer(m membership.Member) rpc.Peer {
 	return rpc.Peer{Name: m.Name, Address: m.Address, Coordinator: true}
 }
 
-// owner returns the name of the coordinator in a job's id; "" if it is no id of a job.
-func owner(id string) string {
+// Owner returns the name of the coordinator in a job's id; "" if it is no id of a job.
+func Owner(id string) string {
 	at := len(id) - ulid.EncodedSize - 1
 	if at < 1 || id[at] != '-' {
 		return ""
@@ -151,7 +151,7 @@ func (p *Peers) place(ctx context.Context, name string, rank func(*headwaterv1.J
 		return nil, name, nil
 	}
 	caller, others := rpc.CallerOf(ctx), p.others()
-	if of := owner(name); of == p.Name {
+	if of := Owner(name); of == p.Name {
 		return nil, name, nil
 	} else if of != "" {
 		if i := slices.IndexFunc(others, func(m membership.Member) bool { return m.Name == of }); i >= 0 {
@@ -228,7 +228,7 @@ func (p *Peers) each(ctx context.Context, others []membership.Member, do func(ct
 // check refuses a job of another coordinator that is not its own, or not the caller's.
 func (p *Peers) check(ctx context.Context, m membership.Member, job *headwaterv1.Job) error {
 	switch {
-	case owner(job.GetId()) != m.Name:
+	case Owner(job.GetId()) != m.Name:
 		return status.Errorf(codes.Internal, "coordinator %s answers with a job that is not its own", m.Name)
 	case !rpc.CallerOf(ctx).Owns(job.GetTenant()):
 		return status.Errorf(codes.NotFound, "no job has the id, content hash or key that was asked for")

@@ -63,6 +63,11 @@ func (o *owner) ListJobs(ctx context.Context, r *headwaterv1.ListJobsRequest) (*
 	return all, nil
 }
 
+func (o *owner) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
+	all, err := o.ListJobs(ctx, &headwaterv1.ListJobsRequest{})
+	return &headwaterv1.StatusResponse{Jobs: []*headwaterv1.StateCount{{State: headwaterv1.JobState_JOB_STATE_RUNNING, Count: uint64(len(all.GetJobs()))}}}, err
+}
+
 // none is a coordinator without jobs of its own.
 type none struct {
 	headwaterv1.UnimplementedCoordinatorServiceServer
@@ -147,6 +152,18 @@ func (w *town) dial(address string, s *rpc.Security) headwaterv1.CoordinatorServ
 	return headwaterv1.NewCoordinatorServiceClient(conn)
 }
 
+// counting answers a status with what other coordinators have.
+type counting struct{ *peers.Peers }
+
+func (c counting) Status(ctx context.Context, _ *headwaterv1.StatusRequest) (*headwaterv1.StatusResponse, error) {
+	counts, err := c.Counts(ctx)
+	resp := &headwaterv1.StatusResponse{}
+	for state, n := range counts {
+		resp.Jobs = append(resp.Jobs, &headwaterv1.StateCount{State: state, Count: n})
+	}
+	return resp, err
+}
+
 // TestATenantSeesItsOwnThroughAnotherCoordinator: a call is passed on for its caller, once, and for nobody else; whoever has proven nothing is
 // not taken for the coordinator that passes the call on.
 func TestATenantSeesItsOwnThroughAnotherCoordinator(t *testing.T) {
@@ -171,7 +188,7 @@ func TestATenantSeesItsOwnThroughAnotherCoordinator(t *testing.T) {
 	}
 	folder := t.TempDir()
 	p := made(folder)
-	b, _ := w.serve(own, p)
+	b, _ := w.serve(own, counting{p})
 	w.members = []membership.Member{{Name: "a", Role: membership.RoleCoordinator, Address: a}, {Name: "b", Role: membership.RoleCoordinator, Address: b}}
 	ann, relay, admin := w.dial(b, w.security(certs.Client, "ann")), w.dial(b, w.security(certs.Relay, "r")), w.dial(b, w.security(certs.Admin, "root"))
 	get := func(c headwaterv1.CoordinatorServiceClient, ctx context.Context, id string) (string, codes.Code) {
@@ -233,7 +250,27 @@ func TestATenantSeesItsOwnThroughAnotherCoordinator(t *testing.T) {
 		t.Errorf("an admin lists %v", ids)
 	}
 
+	counted := func(c headwaterv1.CoordinatorServiceClient, state headwaterv1.JobState, want uint64) {
+		t.Helper()
+		resp, err := c.Status(t.Context(), &headwaterv1.StatusRequest{})
+		n := uint64(0)
+		for _, one := range resp.GetJobs() {
+			if n += one.GetCount(); one.GetState() != state && one.GetCount() > 0 {
+				t.Errorf("%v", one)
+			}
+		}
+		if err != nil || n != want {
+			t.Errorf("%d jobs are counted, not %d: %v", n, want, err)
+		}
+	}
+	counted(ann, headwaterv1.JobState_JOB_STATE_RUNNING, 1)
+	counted(relay, headwaterv1.JobState_JOB_STATE_RUNNING, 0)
+	counted(admin, headwaterv1.JobState_JOB_STATE_RUNNING, 2)
+
 	stopA() // what it has is remembered since the admin's list
+	counted(ann, headwaterv1.JobState_JOB_STATE_UNREACHABLE, 1)
+	counted(relay, headwaterv1.JobState_JOB_STATE_UNREACHABLE, 0)
+	counted(admin, headwaterv1.JobState_JOB_STATE_UNREACHABLE, 2)
 	ended, end := context.WithCancel(t.Context())
 	end()
 	p.Run(ended) // writes it down
@@ -249,6 +286,115 @@ func TestATenantSeesItsOwnThroughAnotherCoordinator(t *testing.T) {
 			if s := status.Convert(err); s.Code() != codes.Unavailable || rpc.UnreachableIn(s) != "a" {
 				t.Errorf("%q of a coordinator that is gone: %v", id, err)
 			}
+		}
+	}
+}
+
+// liar is a coordinator that answers each call with the same job, whoever asks for which.
+type liar struct {
+	headwaterv1.UnimplementedCoordinatorServiceServer
+	job atomic.Pointer[headwaterv1.Job]
+}
+
+func (l *liar) GetJob(context.Context, *headwaterv1.GetJobRequest) (*headwaterv1.GetJobResponse, error) {
+	return &headwaterv1.GetJobResponse{Job: l.job.Load()}, nil
+}
+
+func (l *liar) CancelJob(context.Context, *headwaterv1.CancelJobRequest) (*headwaterv1.CancelJobResponse, error) {
+	return &headwaterv1.CancelJobResponse{Job: l.job.Load()}, nil
+}
+
+func (l *liar) DeleteJob(context.Context, *headwaterv1.DeleteJobRequest) (*headwaterv1.DeleteJobResponse, error) {
+	return &headwaterv1.DeleteJobResponse{Job: l.job.Load()}, nil
+}
+
+func (l *liar) ListJobs(context.Context, *headwaterv1.ListJobsRequest) (*headwaterv1.ListJobsResponse, error) {
+	return &headwaterv1.ListJobsResponse{Jobs: []*headwaterv1.Job{l.job.Load()}}, nil
+}
+
+func (l *liar) WatchJob(_ *headwaterv1.WatchJobRequest, stream headwaterv1.CoordinatorService_WatchJobServer) error {
+	return stream.Send(&headwaterv1.WatchJobResponse{Job: l.job.Load()})
+}
+
+func (l *liar) DownloadResult(_ *headwaterv1.DownloadResultRequest, stream headwaterv1.CoordinatorService_DownloadResultServer) error {
+	return stream.Send(&headwaterv1.DownloadResultResponse{Job: l.job.Load(), Data: []byte("x")})
+}
+
+// TestAnswersOfAnotherCoordinatorAreChecked: a job that is not that coordinator's own, or another tenant's, is told to nobody, by whatever call,
+// and is not remembered.
+func TestAnswersOfAnotherCoordinatorAreChecked(t *testing.T) {
+	t.Parallel()
+	w := &town{T: t, folder: filepath.Join(t.TempDir(), "certs")}
+	var err error
+	if w.authority, err = certs.Init(w.folder, certs.AuthorityLife, time.Now); err != nil {
+		t.Fatal(err)
+	}
+	lies := &liar{}
+	a, _ := w.serve(w.security(certs.Coordinator, "a"), lies)
+	own := w.security(certs.Coordinator, "b")
+	p := peers.New(peers.Config{Name: "b", DataDir: t.TempDir(), View: w, Logger: slog.New(slog.DiscardHandler), Security: own, KeepFor: time.Hour})
+	p.Own(none{})
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b, _ := w.serve(own, p)
+	w.members = []membership.Member{{Name: "a", Role: membership.RoleCoordinator, Address: a}}
+	ann := w.dial(b, w.security(certs.Client, "ann"))
+	calls := map[string]func() (string, error){
+		"get": func() (string, error) {
+			resp, err := ann.GetJob(t.Context(), &headwaterv1.GetJobRequest{Id: annsJob})
+			return resp.GetJob().GetId(), err
+		},
+		"cancel": func() (string, error) {
+			resp, err := ann.CancelJob(t.Context(), &headwaterv1.CancelJobRequest{Id: annsJob})
+			return resp.GetJob().GetId(), err
+		},
+		"delete": func() (string, error) {
+			resp, err := ann.DeleteJob(t.Context(), &headwaterv1.DeleteJobRequest{Id: annsJob})
+			return resp.GetJob().GetId(), err
+		},
+		"watch": func() (string, error) {
+			stream, err := ann.WatchJob(t.Context(), &headwaterv1.WatchJobRequest{Id: annsJob})
+			if err != nil {
+				return "", err
+			}
+			resp, err := stream.Recv()
+			return resp.GetJob().GetId(), err
+		},
+		"download": func() (string, error) {
+			stream, err := ann.DownloadResult(t.Context(), &headwaterv1.DownloadResultRequest{Id: annsJob})
+			if err != nil {
+				return "", err
+			}
+			resp, err := stream.Recv()
+			return resp.GetJob().GetId(), err
+		},
+	}
+	for _, c := range []struct {
+		what string
+		job  *headwaterv1.Job
+		code codes.Code
+		id   string
+	}{
+		{"its own", &headwaterv1.Job{Id: annsJob, Tenant: "ann"}, codes.OK, annsJob},
+		{"another coordinator's", &headwaterv1.Job{Id: "c" + annsJob[1:], Tenant: "ann"}, codes.Internal, ""},
+		{"no job's id", &headwaterv1.Job{Id: "a-1", Tenant: "ann"}, codes.Internal, ""},
+		{"another tenant's", &headwaterv1.Job{Id: annsJob, Tenant: "bob"}, codes.NotFound, ""},
+	} {
+		lies.job.Store(c.job)
+		for name, call := range calls {
+			if id, err := call(); id != c.id || status.Code(err) != c.code {
+				t.Errorf("%s: %s: %q, %v", c.what, name, id, err)
+			}
+		}
+		resp, err := ann.ListJobs(t.Context(), &headwaterv1.ListJobsRequest{})
+		if err != nil || (len(resp.GetJobs()) == 1) != (c.code == codes.OK) {
+			t.Errorf("%s: list: %v, %v", c.what, resp.GetJobs(), err)
+		}
+		if _, err := ann.GetJob(t.Context(), &headwaterv1.GetJobRequest{Id: "k"}); status.Code(err) != codes.NotFound && c.code != codes.OK {
+			t.Errorf("%s: by its key: %v", c.what, err)
 		}
 	}
 }

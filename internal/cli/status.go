@@ -123,7 +123,8 @@ func (a *app) status() *cobra.Command {
 	var at remote
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show the coordinator, its workers, their caches, and its jobs", Args: exactly(),
-		Long: "Show the coordinator, its workers and their memory, what sessions take of it, and the jobs by state.\n\n" +
+		Long: "Show the coordinator, its workers and their memory, what sessions take of it, and the jobs of all\n" +
+			"coordinators by state.\n\n" +
 			"For each cache, the table has: the pages that sessions and prefixes use, and how many more can be taken before\n" +
 			"anything is dropped (pages of all sizes and jobs share that room); how many of the positions that new sessions\n" +
 			"asked for were there already, and the bytes of keys and values that clients did not need to send for them;\n" +

@@ -89,6 +89,7 @@ type Job struct {
 	Error       string   `json:"error,omitempty"`
 	Done        float64  `json:"done"`        // 0 to 1
 	Arithmetics []string `json:"arithmetics"` // of its problems, each once
+	Elsewhere   bool     `json:"elsewhere"`   // whether it is another coordinator's, which alone has its tensors
 }
 
 // Event is something that happened to the cluster.

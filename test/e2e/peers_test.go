@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -16,12 +17,12 @@ import (
 )
 
 // TestAJobIsReachedThroughEitherCoordinator: what one coordinator took is watched, fetched, listed, submitted again by its key, cancelled and
-// deleted through the other one. While the first is dead its jobs are listed as unreachable, also after the other has started again, and a
+// deleted through the other one, which counts it as well. While the first is dead its jobs are listed as unreachable, also after the other has started again, and a
 // call about one names it. Then they are back.
 func TestAJobIsReachedThroughEitherCoordinator(t *testing.T) {
 	t.Parallel()
 	job, want := undisturbed(t)
-	c := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: slowly})
+	c := start(t, localcluster.Options{Workers: 1, CoordinatorArgs: append(slices.Clone(slowly), admin...)})
 	if err := c.StartSecond(bounded(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -58,6 +59,12 @@ func TestAJobIsReachedThroughEitherCoordinator(t *testing.T) {
 	if there := other.jobs(t); !slices.Equal(ids(there), ids(here)) || len(here) != 2 {
 		t.Errorf("one lists %v, the other %v", ids(here), ids(there))
 	}
+	counted(t, c.Client, map[client.JobState]uint64{client.JobSucceeded: 1, client.JobCancelled: 1})
+	counted(t, second, map[client.JobState]uint64{client.JobSucceeded: 1, client.JobCancelled: 1})
+	shown, _ := watch(t, c.Admin(-2)).next()
+	if n := shown.Coordinator.Jobs; n["succeeded"] != 1 || n["cancelled"] != 1 || len(shown.Jobs) != 2 || shown.JobsLeft != 0 || !shown.Jobs[0].Elsewhere {
+		t.Errorf("the dashboard of the other shows %v: %+v, and %d more", n, shown.Jobs, shown.JobsLeft)
+	}
 	if _, err := second.Delete(bounded(t), waiting.ID); err != nil {
 		t.Error(err)
 	}
@@ -68,6 +75,7 @@ func TestAJobIsReachedThroughEitherCoordinator(t *testing.T) {
 	other.jobs(t) // what it remembers is from now
 	c.KillCoordinator()
 	c.unreachable(t, second, taken.ID)
+	counted(t, second, map[client.JobState]uint64{client.JobUnreachable: 1})
 	c.Kill(-2)
 	if err := c.StartSecond(bounded(t)); err != nil {
 		t.Fatal(err)
@@ -125,6 +133,15 @@ func (c *cluster) unreachable(t *testing.T, second *client.Client, id string) {
 		if !errors.As(err, &refused) || refused.Code != codes.Unavailable || !refused.Answered || refused.Coordinator != "local" {
 			t.Errorf("job %q of a dead coordinator: %#v", name, err)
 		}
+	}
+}
+
+// counted compares how many jobs a coordinator counts in each state.
+func counted(t *testing.T, c *client.Client, want map[client.JobState]uint64) {
+	t.Helper()
+	status, err := c.Status(bounded(t))
+	if err != nil || !maps.Equal(status.Jobs, want) {
+		t.Errorf("jobs are counted as %v, not %v: %v", status.Jobs, want, err)
 	}
 }
 

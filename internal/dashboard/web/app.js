@@ -104,7 +104,7 @@ function totals(t) {
     ["copies made", t.copies_made_total, "headwater_coordinator_copies_made_total"],
     ["attends asked twice", t.attends_hedged_total, `headwater_coordinator_attends_hedged_total, of headwater_coordinator_attends_total (${number(t.attends_total)})`],
     ["shares of jobs lost", t.job_workers_lost_total, "headwater_coordinator_job_workers_lost_total"],
-    ...Object.entries(t.jobs).map(([state, n]) => ["jobs " + state, n, `headwater_coordinator_jobs{state="${state}"}`]),
+    ...Object.entries(t.jobs).map(([state, n]) => ["jobs " + state, n, `of all coordinators: the sum of headwater_coordinator_jobs{state="${state}"}`]),
   ];
   rows($("totals"), all, ([name]) => name, ([name, , metric]) => [make("dt", name, { title: metric }), make("dd", "", { title: metric })],
     (row, [, n, , bad]) => { set(row.children[1], number(n)); row.children[1].classList.toggle("bad", Boolean(bad && n)); }, "div");
@@ -189,7 +189,7 @@ function jobs(s) {
     return [th, make("td", "", { className: "left name" }), td, ender("cancel", `Cancel job ${j.name || j.id}?`, "job/cancel?id=" + encodeURIComponent(j.id))];
   }, (tr, j) => {
     const over = !["uploading", "queued", "running"].includes(j.state);
-    tr.querySelector("button").disabled = over || j.state === "uploading";
+    tr.querySelector("button").disabled = over || j.state === "uploading" || j.elsewhere;
     tr.querySelector(".end button").hidden = over;
     const said = j.state + (j.error ? ": " + j.error : j.state === "running" && j.phase ? ": " + j.phase : "");
     set(tr.children[1], said);

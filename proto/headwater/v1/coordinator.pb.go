@@ -1605,7 +1605,8 @@ type StatusResponse struct {
 	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// The workers, by name.
 	Workers []*WorkerStatus `protobuf:"bytes,4,rep,name=workers,proto3" json:"workers,omitempty"`
-	// Jobs by state.
+	// Jobs of all coordinators by state, those of one that does not answer as UNREACHABLE. Before version 1.4, and if another coordinator
+	// passed the call on, those of this coordinator.
 	Jobs []*StateCount `protobuf:"bytes,5,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	// When the coordinator started.
 	Started *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
