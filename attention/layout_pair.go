@@ -50,7 +50,7 @@ func (l Layout) readPairs(page []byte, at, n int, rows Rows, vec *vector) {
 	for t := 0; t < n; {
 		pair, own := v[(at+t)/2*l.vRowStride():][:2*vRow], rows.V[t*vRow:][:vRow]
 		if (at+t)%2 == 0 && t+1 < n {
-			unweave(own, rows.V[(t+1)*vRow:][:vRow], pair)
+			vec.unweaveRows(own, rows.V[(t+1)*vRow:][:vRow], pair)
 			t += 2
 			continue
 		}
@@ -109,6 +109,17 @@ func (v *vector) weaveRows(pairs, first, second []byte) {
 		v.weave(&pairs[0], &first[0], &second[0], whole)
 	}
 	weave(pairs[4*whole:], first[2*whole:], second[2*whole:])
+}
+
+// unweaveRows is the function unweave in assembly, where there is one.
+func (v *vector) unweaveRows(first, second, pairs []byte) {
+	whole := 0
+	if v != nil && v.unweave != nil {
+		if whole = len(first) / 2 / vectorLen * vectorLen; whole > 0 {
+			v.unweave(&first[0], &second[0], &pairs[0], whole)
+		}
+	}
+	unweave(first[2*whole:], second[2*whole:], pairs[4*whole:])
 }
 
 // writeHalf writes a row of elements of 2 bytes as one half of the pairs that begin or end there.

@@ -91,6 +91,8 @@ type vector struct {
 	splitHalves func(first, second, third *byte, x *float32, n int) int
 	// weave writes two rows of n elements of 2 bytes, n a multiple of vectorLen, as pairs.
 	weave func(dst, first, second *byte, n int)
+	// unweave reads n pairs, n a multiple of vectorLen, as two rows; nil leaves it to Go.
+	unweave func(first, second, src *byte, n int)
 }
 
 // hasMatrix says whether arithmetic in tiles has a matrix unit.

@@ -146,3 +146,8 @@ func tileScores_avx2(s *float32, q *float32, k *byte, stride int, n int, rows in
 //
 //go:noescape
 func tileValues_avx2(o *float32, w *float32, v *byte, oStride int, vStride int, cols int, rows int, lo int, hi int, carry int, ahead *uintptr)
+
+// unweave_avx2 is the inverse of weave: it reads n pairs, n a multiple of 16, as two rows.
+//
+//go:noescape
+func unweave_avx2(first *byte, second *byte, src *byte, n int)

@@ -44871,3 +44871,36 @@ less1234:
 done1117:
 	VZEROUPPER
 	RET
+
+// func unweave_avx2(first *byte, second *byte, src *byte, n int)
+// Requires: AVX, AVX2
+TEXT ·unweave_avx2(SB), NOSPLIT, $0-32
+	MOVQ first+0(FP), DI
+	MOVQ second+8(FP), SI
+	MOVQ src+16(FP), BX
+	MOVQ n+24(FP), CX
+
+loop1245:
+	SUBQ      $0x10, CX
+	JLT       done1246
+	VMOVDQU   (BX), Y0
+	VMOVDQU   32(BX), Y1
+	VPSRLD    $0x10, Y0, Y2
+	VPSRLD    $0x10, Y1, Y3
+	VPXOR     Y4, Y4, Y4
+	VPBLENDW  $0x55, Y0, Y4, Y0
+	VPBLENDW  $0x55, Y1, Y4, Y1
+	VPACKUSDW Y1, Y0, Y0
+	VPACKUSDW Y3, Y2, Y2
+	VPERMQ    $0xd8, Y0, Y0
+	VPERMQ    $0xd8, Y2, Y2
+	VMOVDQU   Y0, (DI)
+	VMOVDQU   Y2, (SI)
+	ADDQ      $0x40, BX
+	ADDQ      $0x20, DI
+	ADDQ      $0x20, SI
+	JMP       loop1245
+
+done1246:
+	VZEROUPPER
+	RET

@@ -69417,3 +69417,27 @@ less2157:
 done1992:
 	VZEROUPPER
 	RET
+
+// func unweave_avx512(first *byte, second *byte, src *byte, n int)
+// Requires: AVX, AVX512F
+TEXT ·unweave_avx512(SB), NOSPLIT, $0-32
+	MOVQ first+0(FP), DI
+	MOVQ second+8(FP), SI
+	MOVQ src+16(FP), BX
+	MOVQ n+24(FP), CX
+
+loop2168:
+	SUBQ      $0x10, CX
+	JLT       done2169
+	VMOVDQU32 (BX), Z0
+	VPSRLD    $0x10, Z0, Z1
+	VPMOVDW   Z0, (DI)
+	VPMOVDW   Z1, (SI)
+	ADDQ      $0x40, BX
+	ADDQ      $0x20, DI
+	ADDQ      $0x20, SI
+	JMP       loop2168
+
+done2169:
+	VZEROUPPER
+	RET

@@ -122,6 +122,31 @@ func TestUnweave(t *testing.T) {
 	}
 }
 
+// TestUnweaveRows holds the rows of pairs in assembly against those in Go.
+func TestUnweaveRows(t *testing.T) {
+	skipIfRaced(t)
+	for i := range kernels {
+		v := kernels[i].vector
+		if v == nil {
+			continue
+		}
+		rnd := rand.New(rand.NewPCG(1, 9))
+		for n := 1; n < 100; n++ {
+			g := &guards{t: t}
+			first, second, pairs := g.bytes(2*n, n%2 == 0), g.bytes(2*n, rnd.IntN(2) == 0), g.bytes(4*n, rnd.IntN(2) == 0)
+			for j := range pairs {
+				pairs[j] = byte(rnd.Uint32())
+			}
+			wantFirst, wantSecond := make([]byte, 2*n), make([]byte, 2*n)
+			unweave(wantFirst, wantSecond, pairs)
+			if v.unweaveRows(first, second, pairs); !bytes.Equal(first, wantFirst) || !bytes.Equal(second, wantSecond) {
+				t.Fatalf("%s: %d pairs %x: rows %x and %x", kernels[i].name, n, pairs, first, second)
+			}
+			g.free()
+		}
+	}
+}
+
 // TestWeave holds the pairs of two rows in assembly against those in Go.
 func TestWeave(t *testing.T) {
 	skipIfRaced(t)

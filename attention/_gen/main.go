@@ -118,6 +118,7 @@ func main() {
 	split(true)
 	tileScores()
 	tileValues()
+	unweave()
 	Generate()
 }
 

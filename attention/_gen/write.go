@@ -181,3 +181,47 @@ func weave() {
 	Label(done)
 	end()
 }
+
+// unweave: words as two rows of elements of 2 bytes, of which the first is the lower half.
+func unweave() {
+	function("unweave", "func(first, second, src *byte, n int)",
+		"is the inverse of weave: it reads n pairs, n a multiple of 16, as two rows.")
+	first, second, src, n := reg.RDI, reg.RSI, reg.RBX, reg.RCX
+	Load(Param("first"), first)
+	Load(Param("second"), second)
+	Load(Param("src"), src)
+	Load(Param("n"), n)
+	loop, done := label("loop"), label("done")
+	Label(loop)
+	SUBQ(U8(16), n)
+	JLT(LabelRef(done))
+	if wide() {
+		lower, upper := isa.reg[0], isa.reg[1]
+		VMOVDQU32(Mem{Base: src}, lower)
+		VPSRLD(U8(16), lower, upper)
+		VPMOVDW(lower, Mem{Base: first})
+		VPMOVDW(upper, Mem{Base: second})
+	} else {
+		lower, next, upper, nextUpper, zero := isa.reg[0], isa.reg[1], isa.reg[2], isa.reg[3], isa.reg[4]
+		VMOVDQU(Mem{Base: src}, lower)
+		VMOVDQU(Mem{Base: src, Disp: 32}, next)
+		VPSRLD(U8(16), lower, upper)
+		VPSRLD(U8(16), next, nextUpper)
+		VPXOR(zero, zero, zero)
+		VPBLENDW(U8(0x55), lower, zero, lower)
+		VPBLENDW(U8(0x55), next, zero, next)
+		// It packs half by half: quarters are then in the order 0, 2, 1, 3.
+		VPACKUSDW(next, lower, lower)
+		VPACKUSDW(nextUpper, upper, upper)
+		VPERMQ(U8(0xd8), lower, lower)
+		VPERMQ(U8(0xd8), upper, upper)
+		VMOVDQU(lower, Mem{Base: first})
+		VMOVDQU(upper, Mem{Base: second})
+	}
+	ADDQ(U8(64), src)
+	ADDQ(U8(32), first)
+	ADDQ(U8(32), second)
+	JMP(LabelRef(loop))
+	Label(done)
+	end()
+}
