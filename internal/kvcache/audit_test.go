@@ -216,7 +216,7 @@ func audit(t interface{ Fatalf(string, ...any) }, st *Store, views []*View) {
 	if len(inUse) > 0 {
 		t.Fatalf("pages of sizes that are not counted: %v", inUse)
 	}
-	if kept != st.pages.kept || kept > maxKept {
+	if kept != st.pages.kept || kept > st.pages.maxKept {
 		t.Fatalf("%d bytes of empty chunks are kept, counted are %d", kept, st.pages.kept)
 	}
 	if used != st.pages.used || idle != st.pages.idle || rows != st.rows || st.budget.Used() != used+idle+rows+heap || len(st.pages.emptied) != 0 {

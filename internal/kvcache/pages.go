@@ -12,11 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Chunks in no use stay for the next that takes pages, at most maxKept bytes of them and for keepFor: a fork that has grown by a
-// token takes and drops some MiB, which it else would have the machine clear each time.
+// Chunks in no use stay for the next that takes pages, for keepFor, and at most leastMaxKept bytes of them, or this part of the budget if
+// it is more. A fork that has grown by a token takes and drops some MiB, and a session that comes in the place of others takes what they
+// have left, which the machine would have to find and to clear each time: a third of what a worker spends that takes up copies.
 const (
-	maxKept = 16 << 20
-	keepFor = time.Minute
+	leastMaxKept = 16 << 20
+	keptPart     = 8
+	keepFor      = time.Minute
 )
 
 // hugeBytes is the size of the processor's large pages of memory; full chunks consist of them.
@@ -45,6 +47,7 @@ type pages struct {
 	used    int64     // bytes of pages in use
 	idle    int64     // bytes of pages reserved and in no use
 	kept    int64     // bytes of chunks in no use that are kept
+	maxKept int64     // the most of them
 	closed  bool      // none is kept any more
 	emptied []emptied // chunks in no use, which settle unmaps
 }
@@ -102,7 +105,7 @@ var owners = maphash.MakeSeed()
 func OwnerOf(tenant string) Owner { return Owner(maphash.String(owners, tenant) | 1) }
 
 func newPages(budget *Budget, now func() time.Time) *pages {
-	return &pages{budget: budget, now: now, classes: make(map[int]*class)}
+	return &pages{budget: budget, now: now, classes: make(map[int]*class), maxKept: max(leastMaxKept, budget.Total()/keptPart)}
 }
 
 // class returns the memory for pages of size bytes, a multiple of 64.
@@ -328,7 +331,7 @@ func (p *pages) give(c *class, id pageID) {
 	c.low, c.lowIdle = min(c.low, at), min(c.lowIdle, at)
 	switch size := int64(len(k.arena.Bytes())); {
 	case k.used > 0:
-	case size <= maxKept-p.kept && !p.closed:
+	case size <= p.maxKept-p.kept && !p.closed:
 		k.kept, k.since = true, p.now()
 		p.kept += size
 	default:

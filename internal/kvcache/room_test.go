@@ -93,6 +93,26 @@ func TestPagesOfTwoSizesDoNotTakeTheRoomFromEachOther(t *testing.T) {
 	}
 }
 
+// TestALargeWorkerKeepsMoreEmptyChunks: an eighth of its budget, once that is more than others keep.
+func TestALargeWorkerKeepsMoreEmptyChunks(t *testing.T) {
+	cfg, held, _, _ := twoSizes(t)
+	budget := NewBudget(12 * leastMaxKept)
+	st := NewStore(StoreConfig{Budget: budget})
+	create(t, st, SessionID{1}, Config{Layers: cfg.Layers[:1]}, held[:1], nil)
+	grow(t, st, SessionID{1}, 64*1000, nil)
+	if err := st.end(SessionID{1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if free := st.Cache().FreeBytes; free <= leastMaxKept || free > budget.Total()/8 {
+		t.Fatalf("%d bytes are kept", free)
+	}
+	audit(t, st, nil)
+	if !st.Reclaim(budget.Total()) || budget.Used() != 0 {
+		t.Fatalf("%d bytes are reserved", budget.Used())
+	}
+	st.Close()
+}
+
 // TestEmptyChunksAreKeptForAWhile: a fork that is dropped leaves its pages to the next one, and to whoever needs the room.
 func TestEmptyChunksAreKeptForAWhile(t *testing.T) {
 	cfg, held, large, _ := twoSizes(t)
@@ -136,7 +156,7 @@ func TestEmptyChunksAreKeptForAWhile(t *testing.T) {
 	if err := st.end(SessionID{2}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if free := st.Cache().FreeBytes; free == 0 || free > maxKept {
+	if free := st.Cache().FreeBytes; free == 0 || free > leastMaxKept {
 		t.Fatalf("%d bytes are kept", free)
 	}
 	audit(t, st, nil)
