@@ -130,7 +130,7 @@ func New(cfg Config) (*Worker, error) {
 		Observe:     cfg.Observe,
 		Tracer:      cfg.Tracer,
 	})
-	peers := rpc.NewConns(cfg.Security, rpc.DialOptions()...)
+	peers := rpc.NewConns(cfg.Security, rpc.BulkDialOptions()...)
 	w := &Worker{
 		cfg:      cfg,
 		machine:  m,

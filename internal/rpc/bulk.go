@@ -4,6 +4,7 @@ import (
 	"io"
 
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -27,6 +28,12 @@ func RecvBulk(stream interface{ RecvMsg(any) error }, m proto.Message) (memory *
 		return nil, err
 	}
 	return f.memory, nil
+}
+
+// RecvBulkTo is RecvBulk for a message whose large fields have a place: as one begins, place is asked where its n bytes go. The message has
+// the fields then that came before. Where place has none, the field lies in memory of its own, which is not counted.
+func RecvBulkTo(stream interface{ RecvMsg(any) error }, m proto.Message, place func(field protowire.Number, n int) []byte) error {
+	return stream.RecvMsg(&placedMessage{message: m, place: place})
 }
 
 // BulkMessage is a message as the codec, and interceptors, see it.

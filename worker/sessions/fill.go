@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
@@ -412,38 +413,64 @@ func (f *fill) refused(src *fillSource, err error) error {
 func (b *fillBlock) read(stream grpc.ServerStreamingClient[headwaterv1.ExportSessionResponse]) error {
 	for {
 		m := new(headwaterv1.ExportSessionResponse)
-		memory, err := rpc.RecvBulk(stream, m)
+		err := rpc.RecvBulkTo(stream, m, func(field protowire.Number, n int) []byte { return b.room(m, field, n) })
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		err = b.put(m)
-		memory.Free()
-		if err != nil {
+		if err := b.put(m); err != nil {
 			return err
 		}
 	}
 }
 
-// put takes positions of a group, which follow those that have come.
-func (b *fillBlock) put(m *headwaterv1.ExportSessionResponse) error {
+// rowFields are the fields of a message that have rows: those of each part.
+var rowFields = [...]protowire.Number{4, 5, 6, 7}
+
+// turn returns the index of a message's group and where its positions begin, which must follow those that have come.
+func (b *fillBlock) turn(m *headwaterv1.ExportSessionResponse) (i, at int, _ error) {
 	i, ok := slices.BinarySearch(b.held, shard.Group(m.GetGroup()))
 	end := b.GetStart() + b.GetCount()
 	if !ok || m.GetStart() < b.GetStart() || m.GetStart() > end || uint64(m.GetCount()) > end-m.GetStart() {
-		return session.Errorf(session.Different, "layer %d group %d: positions were sent that nobody has asked for", b.GetLayer(), m.GetGroup())
+		return 0, 0, session.Errorf(session.Different, "layer %d group %d: positions were sent that nobody has asked for", b.GetLayer(), m.GetGroup())
 	}
-	n, at := int(m.GetCount()), b.layer.Stored(int(m.GetGroup()), int(b.GetStart()), int(m.GetStart()-b.GetStart()))
-	if at != b.have[i] || at+n > b.rows[i] {
-		return session.Errorf(session.Different, "layer %d group %d: positions were sent out of turn", b.GetLayer(), m.GetGroup())
+	at = b.layer.Stored(int(m.GetGroup()), int(b.GetStart()), int(m.GetStart()-b.GetStart()))
+	if at != b.have[i] || at+int(m.GetCount()) > b.rows[i] {
+		return 0, 0, session.Errorf(session.Different, "layer %d group %d: positions were sent out of turn", b.GetLayer(), m.GetGroup())
 	}
+	return i, at, nil
+}
+
+// room returns where rows of a message belong of which the other fields have come, or nil: put sees to them then.
+func (b *fillBlock) room(m *headwaterv1.ExportSessionResponse, field protowire.Number, n int) []byte {
+	j := slices.Index(rowFields[:], field)
+	if j < 0 || m.GetCount() == 0 || n != int(m.GetCount())*b.width(j) {
+		return nil
+	}
+	i, at, err := b.turn(m)
+	if err != nil {
+		return nil
+	}
+	return b.part(j)[b.width(j)*(b.first[i]+at):][:n]
+}
+
+// put takes positions of a group, which follow those that have come.
+func (b *fillBlock) put(m *headwaterv1.ExportSessionResponse) error {
+	i, at, err := b.turn(m)
+	if err != nil {
+		return err
+	}
+	n := int(m.GetCount())
 	for j, rows := range [...][]byte{m.GetK(), m.GetV(), m.GetKScale(), m.GetVScale()} {
 		width := b.width(j)
 		if len(rows) != n*width {
 			return session.Errorf(session.Different, "layer %d group %d: %d positions have %d bytes", b.GetLayer(), m.GetGroup(), n, len(rows))
 		}
-		copy(b.part(j)[width*(b.first[i]+at):], rows)
+		if to := b.part(j)[width*(b.first[i]+at):]; len(rows) > 0 && &to[0] != &rows[0] { // else they came to their place
+			copy(to, rows)
+		}
 	}
 	b.have[i] += n
 	b.after[i] = m.GetHashAfter()

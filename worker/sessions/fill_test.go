@@ -45,6 +45,9 @@ func drawOriginal(t *rapid.T, id uint64) *original {
 		Storage: headwaterv1.StorageType(rapid.IntRange(1, 4).Draw(t, "storage")), Causal: true, WindowLeft: -1, WindowRight: -1,
 	}}
 	o.n = rapid.IntRange(1, 300).Draw(t, "positions")
+	if rapid.IntRange(0, 2).Draw(t, "long") == 0 {
+		o.n = rapid.IntRange(300, 2000).Draw(t, "positions of a long one") // of which fields are large
+	}
 	if rapid.IntRange(0, 4).Draw(t, "striped") == 0 {
 		o.layer.Stripes, o.n = 2, rapid.IntRange(1, 2*attention.SplitLen+100).Draw(t, "positions of stripes")
 	}
