@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -206,10 +207,7 @@ func (p *processes) starve(ctx context.Context, r *run, victim int, length time.
 	if victim < 0 {
 		die()
 	} else {
-		r.losses.doubt(func() {
-			r.losses.kill(p.Name(victim), die)
-			p.bury(ctx, r, victim)
-		})
+		r.losses.doubt(func() { p.bury(ctx, r, victim, func() { r.losses.kill(p.Name(victim), die) }) })
 	}
 	if err != nil {
 		return err
@@ -272,15 +270,34 @@ func (p *processes) orphan(ctx context.Context, r *run, victim int) error {
 	return nil
 }
 
-// bury notes the sessions that others than a worker that has died do not have as a whole. Nobody knows what it had.
-func (p *processes) bury(ctx context.Context, r *run, victim int) {
+// bury lets a worker die at a moment that nobody knows, and notes the sessions that the others do not have as a whole then. What it had it is
+// asked all the time: sessions may have gone on with it alone, and those that were left out do not know that.
+func (p *processes) bury(ctx context.Context, r *run, victim int, die func()) {
 	if p.config.Replicas == 0 {
+		die()
 		return
 	}
 	a := newAsking(r)
 	defer a.conns.Close()
-	p.askOthers(context.WithoutCancel(ctx), a, victim)
-	r.losses.orphan(a.partial(a.ids, p.Name(victim)))
+	living, dies := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for w := p.workers()[victim]; living.Err() == nil; wait(living, askEvery) {
+			now := a.anew(r)
+			if now.ask(living, w) == nil {
+				a.told, a.ids = now.told, now.ids
+			}
+		}
+	})
+	die()
+	dies()
+	asking.Wait()
+	now := a.anew(r)
+	for _, id := range now.ids {
+		now.told[id] = a.told[id]
+	}
+	p.askOthers(context.WithoutCancel(ctx), now, victim)
+	r.losses.orphan(now.partial(now.ids, p.Name(victim)))
 }
 
 // askOthers asks all workers but one. What one of them does not tell is not known to be there.
@@ -300,7 +317,12 @@ type asking struct {
 }
 
 func newAsking(r *run) *asking {
-	a := &asking{conns: fanout.NewConns(nil, rpc.DialOptions()...), told: map[client.SessionID][]*headwaterv1.SessionState{}}
+	return (&asking{conns: fanout.NewConns(nil, rpc.DialOptions()...)}).anew(r)
+}
+
+// anew is what is asked of the sessions that are driven now, over the same connections.
+func (a *asking) anew(r *run) *asking {
+	a = &asking{conns: a.conns, told: map[client.SessionID][]*headwaterv1.SessionState{}}
 	for _, s := range r.slots {
 		a.ids = append(a.ids, s.current().id)
 	}
