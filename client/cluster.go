@@ -16,6 +16,7 @@ type Copies struct {
 	LackingShards   uint64    // copies of shards that are missing: of a session with one replica, one for each shard with one holder
 	LackingSessions uint64    // that lack some
 	LostSessions    uint64    // of which some shards have no holder that answers
+	TwiceSessions   uint64    // that went on twice: SessionState.OtherSides has what workers have of the other side
 	Made            uint64    // copies that the coordinator has made since it started
 	CopiedBytes     uint64    // of keys and values
 	Looked          time.Time // when it last looked at all sessions; zero if it has not
@@ -27,7 +28,7 @@ func (c *Client) Copies(ctx context.Context) (*Copies, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Copies{m.GetLackingShards(), m.GetLackingSessions(), m.GetLostSessions(), m.GetCopies(), m.GetCopiedBytes(), instant(m.GetLooked())}, nil
+	return &Copies{m.GetLackingShards(), m.GetLackingSessions(), m.GetLostSessions(), m.GetTwiceSessions(), m.GetCopies(), m.GetCopiedBytes(), instant(m.GetLooked())}, nil
 }
 
 // Event is something that happened to the cluster.
@@ -104,6 +105,13 @@ func (c *Client) Rebalance(ctx context.Context, progress func(Moves)) error {
 		}
 		return nil
 	})
+}
+
+// DropSide drops what a worker has of another side of a session that went on twice; the session goes on. What was acknowledged on that
+// side may be there alone. It is refused if the worker has none, and as STALE_EPOCH if it has gone on meanwhile.
+func (c *Client) DropSide(ctx context.Context, id SessionID, worker string) error {
+	_, err := unary(ctx, c, "drop a side of session "+id.String(), c.cluster.DropSide, &headwaterv1.DropSideRequest{Session: id[:], Worker: worker})
+	return err
 }
 
 // streamed makes a call whose answer is a stream, and calls do with each message.

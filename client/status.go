@@ -177,6 +177,17 @@ type SessionState struct {
 	// the config.
 	Arithmetics []attention.Arithmetic
 	Stripes     []int
+	// OtherSides is what workers have of another side of the session, if it went on twice; of a session that was found by its id.
+	OtherSides []OtherSide
+}
+
+// OtherSide is what a worker has of a session that went on at others without it, and that itself went on since. It is not the session any
+// more, and stays until its TTL, or until DropSide.
+type OtherSide struct {
+	Worker, Address string
+	Epoch           uint64
+	Positions       uint64 // of its longest layer
+	PageBytes       uint64
 }
 
 // LayerState is the state of one layer.
@@ -232,6 +243,9 @@ func newSession(m *headwaterv1.SessionState) SessionState {
 			one.Layers = append(one.Layers, held)
 		}
 		s.Holders = append(s.Holders, one)
+	}
+	for _, o := range m.GetOtherSides() {
+		s.OtherSides = append(s.OtherSides, OtherSide{o.GetWorker(), o.GetAddress(), o.GetEpoch(), o.GetPositions(), o.GetPageBytes()})
 	}
 	return s
 }

@@ -57,6 +57,11 @@ func (k *keeper) told() *headwaterv1.CopiesResponse {
 	for _, n := range k.lacking {
 		m.LackingShards += uint64(n)
 	}
+	for _, since := range k.twice {
+		if since.IsZero() {
+			m.TwiceSessions++
+		}
+	}
 	if !k.looked.IsZero() {
 		m.Looked = timestamppb.New(k.looked)
 	}

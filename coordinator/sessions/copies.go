@@ -464,7 +464,11 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, silent []
 		return nil // nobody has what is missing
 	}
 	p := &plan{id: id, current: current, holding: h, stale: fanout.Stale(h, current, states), highest: highest(states), torn: isTorn(current, states)}
-	p.aside = p.others(states)
+	for _, s := range otherSides(h, current, states) {
+		for _, o := range s.GetHolders() {
+			p.aside = append(p.aside, o.GetName())
+		}
+	}
 	var places []workers.Description
 	for _, w := range described {
 		if slices.Contains(silent, w.Name) && slices.Contains(current[0].GetEpoch().GetMembers(), w.Name) &&
@@ -508,19 +512,6 @@ func (k *keeper) plan(id [16]byte, states []*headwaterv1.SessionState, silent []
 	}
 	k.note(id, p.lacking, false)
 	return p
-}
-
-// others returns the workers that have another side of a session, from which those that hold it have not come. Nobody frees it.
-func (p *plan) others(states []*headwaterv1.SessionState) (names []string) {
-	for _, s := range states {
-		if slices.Contains(p.current, s) || slices.Contains(p.stale, s) {
-			continue
-		}
-		for _, o := range s.GetHolders() {
-			names = append(names, o.GetName())
-		}
-	}
-	return names
 }
 
 // sayTwice makes it an event, once, if a session went on twice. While its holders are exchanged it may look so: then it is to be looked at

@@ -432,7 +432,13 @@ func (r *Relay) ListSessions(ctx context.Context, req *headwaterv1.ListSessionsR
 		if req.GetHoldersOnly() && slices.ContainsFunc(states, func(s *headwaterv1.SessionState) bool { return s.GetEpoch().GetBase() != 0 }) {
 			r.copies.look(id) // Who asks may have left a worker out.
 		}
-		resp.Sessions = append(resp.Sessions, joinStates(states))
+		var sides []*headwaterv1.OtherSide
+		if len(req.GetSessions()) > 0 && !req.GetHoldersOnly() {
+			sides = sidesOf(states)
+		}
+		joined := joinStates(states)
+		joined.OtherSides = sides
+		resp.Sessions = append(resp.Sessions, joined)
 	}
 	slices.SortFunc(resp.Sessions, func(a, b *headwaterv1.SessionState) int { return bytes.Compare(a.GetSession(), b.GetSession()) })
 	// Each worker has told its first ones, so that the first of all are whole. Of those beyond parts may be missing.

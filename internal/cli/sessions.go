@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -37,6 +38,16 @@ type sessionView struct {
 	Used        *time.Time   `json:"used,omitempty"`
 	Holders     []holderView `json:"holders"`
 	Arithmetics []string     `json:"arithmetics,omitempty"` // of each layer, as far as they were asked for
+	OtherSides  []sideView   `json:"other_sides,omitempty"` // if it went on twice; of one session that is shown
+}
+
+// sideView is what a worker has of another side of a session.
+type sideView struct {
+	Worker    string `json:"worker"`
+	Address   string `json:"address"`
+	Epoch     uint64 `json:"epoch"`
+	Positions uint64 `json:"positions"`
+	PageBytes uint64 `json:"page_bytes"`
 }
 
 type holderView struct {
@@ -72,6 +83,9 @@ func viewSession(s *client.SessionState) sessionView {
 	}
 	for _, a := range s.Arithmetics {
 		v.Arithmetics = append(v.Arithmetics, a.String())
+	}
+	for _, o := range s.OtherSides {
+		v.OtherSides = append(v.OtherSides, sideView{o.Worker, o.Address, o.Epoch, o.Positions, o.PageBytes})
 	}
 	for _, h := range s.Holders {
 		one := holderView{Name: h.Name, Address: h.Address, PageBytes: h.PageBytes, OwnBytes: h.OwnBytes, Groups: make([][]uint32, len(v.Lengths))}
@@ -275,7 +289,7 @@ func (a *app) sessionsShow() *cobra.Command {
 						}
 					}
 				}
-				return a.printTable(t)
+				return errors.Join(a.printTable(t), a.printSides(v.OtherSides))
 			})
 		},
 	}
@@ -283,11 +297,27 @@ func (a *app) sessionsShow() *cobra.Command {
 	return cmd
 }
 
+// printSides prints what workers have of other sides of a session, if it went on twice.
+func (a *app) printSides(sides []sideView) error {
+	if len(sides) == 0 {
+		return nil
+	}
+	t := a.newTable("\nit went on twice; another side is at", "worker", "address", ">positions", ">bytes", ">epoch")
+	for _, s := range sides {
+		t.AppendRow(table.Row{a.narrow(s.Worker, nameWidth), a.narrow(s.Address, 30), s.Positions, sizeOf(int64(s.PageBytes)), s.Epoch})
+	}
+	return a.printTable(t)
+}
+
 func (a *app) sessionsDrop() *cobra.Command {
 	var at remote
+	var side string
 	cmd := &cobra.Command{
 		Use: "drop ID", Short: "End a session and free its memory, even if a client drives it", Args: exactly("ID"),
-		ValidArgsFunction: a.completeSessions(&at), Example: "  coord sessions drop 7f3c90",
+		ValidArgsFunction: a.completeSessions(&at), Example: "  coord sessions drop 7f3c90\n  coord sessions drop 7f3c90 --side w3",
+		Long: "End a session and free its memory, even if a client drives it. With --side WORKER, the session goes on, and only what that\n" +
+			"worker has of another side of it is dropped: coord sessions show names the workers that have one, if a session went on twice.\n" +
+			"What was acknowledged on that side may be there alone.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, _, err := parseSession(args[0]); err != nil {
 				return err
@@ -296,6 +326,15 @@ func (a *app) sessionsDrop() *cobra.Command {
 				id, err := findSession(ctx, c, args[0])
 				if err != nil {
 					return err
+				}
+				if side != "" {
+					if err := c.DropSide(ctx, id, side); err != nil {
+						return err
+					}
+					if a.json() {
+						return a.printJSON(map[string]string{"dropped": id.String(), "side": side})
+					}
+					return a.say("what %s had of another side of session %s is dropped\n", side, id)
 				}
 				if err := c.DropSession(ctx, id); err != nil {
 					return err
@@ -307,6 +346,7 @@ func (a *app) sessionsDrop() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().StringVar(&side, "side", "", "drop only what this worker has of another side of the session")
 	at.flags(cmd.Flags())
 	return cmd
 }

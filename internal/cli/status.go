@@ -35,6 +35,7 @@ type copiesView struct {
 	LackingShards   uint64 `json:"lacking_shards"`
 	LackingSessions uint64 `json:"lacking_sessions"`
 	LostSessions    uint64 `json:"lost_sessions"`
+	TwiceSessions   uint64 `json:"twice_sessions"` // that went on twice
 	Made            uint64 `json:"made"`
 	CopiedBytes     uint64 `json:"copied_bytes"`
 }
@@ -156,7 +157,7 @@ func (a *app) status() *cobra.Command {
 					return err
 				}
 				if copies != nil {
-					view.Copies = &copiesView{copies.LackingShards, copies.LackingSessions, copies.LostSessions, copies.Made, copies.CopiedBytes}
+					view.Copies = &copiesView{copies.LackingShards, copies.LackingSessions, copies.LostSessions, copies.TwiceSessions, copies.Made, copies.CopiedBytes}
 				}
 				if a.json() {
 					return a.printJSON(view)
@@ -237,6 +238,11 @@ func (a *app) printStatus(v statusView) error {
 	}
 	if c := v.Copies; c != nil && c.LackingShards > 0 {
 		if err := a.say("\nunder-replicated: %d shards of %s\n", c.LackingShards, plural(int(c.LackingSessions), "session", "sessions")); err != nil {
+			return err
+		}
+	}
+	if c := v.Copies; c != nil && c.TwiceSessions > 0 {
+		if err := a.say("\nwent on twice: %s; coord sessions show tells where the other side is\n", plural(int(c.TwiceSessions), "session", "sessions")); err != nil {
 			return err
 		}
 	}

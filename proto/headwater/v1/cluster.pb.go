@@ -23,6 +23,99 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// DropSideRequest names another side of a session. If the worker has none, the call is refused as INVALID; if it has gone on there
+// meanwhile, as STALE_EPOCH.
+type DropSideRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the session, 16 bytes.
+	Session []byte `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	// Name of the worker.
+	Worker        string `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropSideRequest) Reset() {
+	*x = DropSideRequest{}
+	mi := &file_headwater_v1_cluster_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropSideRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropSideRequest) ProtoMessage() {}
+
+func (x *DropSideRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_cluster_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropSideRequest.ProtoReflect.Descriptor instead.
+func (*DropSideRequest) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *DropSideRequest) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *DropSideRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+// DropSideResponse says that it is gone.
+type DropSideResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropSideResponse) Reset() {
+	*x = DropSideResponse{}
+	mi := &file_headwater_v1_cluster_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropSideResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropSideResponse) ProtoMessage() {}
+
+func (x *DropSideResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_cluster_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropSideResponse.ProtoReflect.Descriptor instead.
+func (*DropSideResponse) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{1}
+}
+
 // CopiesRequest asks for what sessions lack.
 type CopiesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -34,7 +127,7 @@ type CopiesRequest struct {
 
 func (x *CopiesRequest) Reset() {
 	*x = CopiesRequest{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[0]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +139,7 @@ func (x *CopiesRequest) String() string {
 func (*CopiesRequest) ProtoMessage() {}
 
 func (x *CopiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[0]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +152,7 @@ func (x *CopiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopiesRequest.ProtoReflect.Descriptor instead.
 func (*CopiesRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{0}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CopiesRequest) GetBoot() []byte {
@@ -85,14 +178,16 @@ type CopiesResponse struct {
 	// When it last looked at all sessions; absent if it has not.
 	Looked *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=looked,proto3" json:"looked,omitempty"`
 	// Boots of the workers that answered at that look, 16 bytes each.
-	Boots         [][]byte `protobuf:"bytes,7,rep,name=boots,proto3" json:"boots,omitempty"`
+	Boots [][]byte `protobuf:"bytes,7,rep,name=boots,proto3" json:"boots,omitempty"`
+	// Sessions that went on twice, of which workers have another side (SessionState.other_sides). Since version 1.4.
+	TwiceSessions uint64 `protobuf:"varint,8,opt,name=twice_sessions,json=twiceSessions,proto3" json:"twice_sessions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CopiesResponse) Reset() {
 	*x = CopiesResponse{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[1]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -104,7 +199,7 @@ func (x *CopiesResponse) String() string {
 func (*CopiesResponse) ProtoMessage() {}
 
 func (x *CopiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[1]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -117,7 +212,7 @@ func (x *CopiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopiesResponse.ProtoReflect.Descriptor instead.
 func (*CopiesResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{1}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CopiesResponse) GetLackingShards() uint64 {
@@ -169,6 +264,13 @@ func (x *CopiesResponse) GetBoots() [][]byte {
 	return nil
 }
 
+func (x *CopiesResponse) GetTwiceSessions() uint64 {
+	if x != nil {
+		return x.TwiceSessions
+	}
+	return 0
+}
+
 // Event is something that happened to the cluster.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -190,7 +292,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[2]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +304,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[2]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +317,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{2}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Event) GetNumber() uint64 {
@@ -273,7 +375,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[3]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -285,7 +387,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[3]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -298,7 +400,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{3}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -326,7 +428,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[4]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +440,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[4]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +453,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{4}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -377,7 +479,7 @@ type DrainWorkerRequest struct {
 
 func (x *DrainWorkerRequest) Reset() {
 	*x = DrainWorkerRequest{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[5]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +491,7 @@ func (x *DrainWorkerRequest) String() string {
 func (*DrainWorkerRequest) ProtoMessage() {}
 
 func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[5]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +504,7 @@ func (x *DrainWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerRequest.ProtoReflect.Descriptor instead.
 func (*DrainWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DrainWorkerRequest) GetWorker() string {
@@ -437,7 +539,7 @@ type DrainWorkerResponse struct {
 
 func (x *DrainWorkerResponse) Reset() {
 	*x = DrainWorkerResponse{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[6]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +551,7 @@ func (x *DrainWorkerResponse) String() string {
 func (*DrainWorkerResponse) ProtoMessage() {}
 
 func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[6]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +564,7 @@ func (x *DrainWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainWorkerResponse.ProtoReflect.Descriptor instead.
 func (*DrainWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DrainWorkerResponse) GetMoves() *Moves {
@@ -481,7 +583,7 @@ type RebalanceRequest struct {
 
 func (x *RebalanceRequest) Reset() {
 	*x = RebalanceRequest{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[7]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +595,7 @@ func (x *RebalanceRequest) String() string {
 func (*RebalanceRequest) ProtoMessage() {}
 
 func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[7]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +608,7 @@ func (x *RebalanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceRequest.ProtoReflect.Descriptor instead.
 func (*RebalanceRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 // RebalanceResponse says how far it has come.
@@ -520,7 +622,7 @@ type RebalanceResponse struct {
 
 func (x *RebalanceResponse) Reset() {
 	*x = RebalanceResponse{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[8]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +634,7 @@ func (x *RebalanceResponse) String() string {
 func (*RebalanceResponse) ProtoMessage() {}
 
 func (x *RebalanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[8]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +647,7 @@ func (x *RebalanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebalanceResponse.ProtoReflect.Descriptor instead.
 func (*RebalanceResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RebalanceResponse) GetMoves() *Moves {
@@ -579,7 +681,7 @@ type Moves struct {
 
 func (x *Moves) Reset() {
 	*x = Moves{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[9]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +693,7 @@ func (x *Moves) String() string {
 func (*Moves) ProtoMessage() {}
 
 func (x *Moves) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[9]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +706,7 @@ func (x *Moves) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Moves.ProtoReflect.Descriptor instead.
 func (*Moves) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Moves) GetLeft() uint64 {
@@ -672,7 +774,7 @@ type GrantCapabilityRequest struct {
 
 func (x *GrantCapabilityRequest) Reset() {
 	*x = GrantCapabilityRequest{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[10]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +786,7 @@ func (x *GrantCapabilityRequest) String() string {
 func (*GrantCapabilityRequest) ProtoMessage() {}
 
 func (x *GrantCapabilityRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[10]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +799,7 @@ func (x *GrantCapabilityRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantCapabilityRequest.ProtoReflect.Descriptor instead.
 func (*GrantCapabilityRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GrantCapabilityRequest) GetKey() []byte {
@@ -734,7 +836,7 @@ type GrantCapabilityResponse struct {
 
 func (x *GrantCapabilityResponse) Reset() {
 	*x = GrantCapabilityResponse{}
-	mi := &file_headwater_v1_cluster_proto_msgTypes[11]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +848,7 @@ func (x *GrantCapabilityResponse) String() string {
 func (*GrantCapabilityResponse) ProtoMessage() {}
 
 func (x *GrantCapabilityResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_cluster_proto_msgTypes[11]
+	mi := &file_headwater_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +861,7 @@ func (x *GrantCapabilityResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantCapabilityResponse.ProtoReflect.Descriptor instead.
 func (*GrantCapabilityResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GrantCapabilityResponse) GetCapability() []byte {
@@ -780,9 +882,13 @@ var File_headwater_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aheadwater/v1/session.proto\"#\n" +
+	"\x1aheadwater/v1/cluster.proto\x12\fheadwater.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aheadwater/v1/session.proto\"C\n" +
+	"\x0fDropSideRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
+	"\x06worker\x18\x02 \x01(\tR\x06worker\"\x12\n" +
+	"\x10DropSideResponse\"#\n" +
 	"\rCopiesRequest\x12\x12\n" +
-	"\x04boot\x18\x01 \x01(\fR\x04boot\"\x8c\x02\n" +
+	"\x04boot\x18\x01 \x01(\fR\x04boot\"\xb3\x02\n" +
 	"\x0eCopiesResponse\x12%\n" +
 	"\x0elacking_shards\x18\x01 \x01(\x04R\rlackingShards\x12)\n" +
 	"\x10lacking_sessions\x18\x02 \x01(\x04R\x0flackingSessions\x12#\n" +
@@ -790,7 +896,8 @@ const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\fcopied_bytes\x18\x04 \x01(\x04R\vcopiedBytes\x12\x16\n" +
 	"\x06copies\x18\x05 \x01(\x04R\x06copies\x122\n" +
 	"\x06looked\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06looked\x12\x14\n" +
-	"\x05boots\x18\a \x03(\fR\x05boots\"\xa5\x01\n" +
+	"\x05boots\x18\a \x03(\fR\x05boots\x12%\n" +
+	"\x0etwice_sessions\x18\b \x01(\x04R\rtwiceSessions\"\xa5\x01\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -829,13 +936,14 @@ const file_headwater_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"capability\x18\x01 \x01(\fR\n" +
 	"capability\x12-\n" +
-	"\x04life\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04life2\xb1\x03\n" +
+	"\x04life\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04life2\xfc\x03\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Copies\x12\x1b.headwater.v1.CopiesRequest\x1a\x1c.headwater.v1.CopiesResponse\x12T\n" +
 	"\vWatchEvents\x12 .headwater.v1.WatchEventsRequest\x1a!.headwater.v1.WatchEventsResponse0\x01\x12T\n" +
 	"\vDrainWorker\x12 .headwater.v1.DrainWorkerRequest\x1a!.headwater.v1.DrainWorkerResponse0\x01\x12N\n" +
 	"\tRebalance\x12\x1e.headwater.v1.RebalanceRequest\x1a\x1f.headwater.v1.RebalanceResponse0\x01\x12^\n" +
-	"\x0fGrantCapability\x12$.headwater.v1.GrantCapabilityRequest\x1a%.headwater.v1.GrantCapabilityResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
+	"\x0fGrantCapability\x12$.headwater.v1.GrantCapabilityRequest\x1a%.headwater.v1.GrantCapabilityResponse\x12I\n" +
+	"\bDropSide\x12\x1d.headwater.v1.DropSideRequest\x1a\x1e.headwater.v1.DropSideResponseB2Z0headwater.example/proto/headwater/v1;headwaterv1b\x06proto3"
 
 var (
 	file_headwater_v1_cluster_proto_rawDescOnce sync.Once
@@ -849,45 +957,49 @@ func file_headwater_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_headwater_v1_cluster_proto_rawDescData
 }
 
-var file_headwater_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_headwater_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_headwater_v1_cluster_proto_goTypes = []any{
-	(*CopiesRequest)(nil),           // 0: headwater.v1.CopiesRequest
-	(*CopiesResponse)(nil),          // 1: headwater.v1.CopiesResponse
-	(*Event)(nil),                   // 2: headwater.v1.Event
-	(*WatchEventsRequest)(nil),      // 3: headwater.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 4: headwater.v1.WatchEventsResponse
-	(*DrainWorkerRequest)(nil),      // 5: headwater.v1.DrainWorkerRequest
-	(*DrainWorkerResponse)(nil),     // 6: headwater.v1.DrainWorkerResponse
-	(*RebalanceRequest)(nil),        // 7: headwater.v1.RebalanceRequest
-	(*RebalanceResponse)(nil),       // 8: headwater.v1.RebalanceResponse
-	(*Moves)(nil),                   // 9: headwater.v1.Moves
-	(*GrantCapabilityRequest)(nil),  // 10: headwater.v1.GrantCapabilityRequest
-	(*GrantCapabilityResponse)(nil), // 11: headwater.v1.GrantCapabilityResponse
-	(*timestamppb.Timestamp)(nil),   // 12: google.protobuf.Timestamp
-	(*SilentWorker)(nil),            // 13: headwater.v1.SilentWorker
-	(*durationpb.Duration)(nil),     // 14: google.protobuf.Duration
+	(*DropSideRequest)(nil),         // 0: headwater.v1.DropSideRequest
+	(*DropSideResponse)(nil),        // 1: headwater.v1.DropSideResponse
+	(*CopiesRequest)(nil),           // 2: headwater.v1.CopiesRequest
+	(*CopiesResponse)(nil),          // 3: headwater.v1.CopiesResponse
+	(*Event)(nil),                   // 4: headwater.v1.Event
+	(*WatchEventsRequest)(nil),      // 5: headwater.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),     // 6: headwater.v1.WatchEventsResponse
+	(*DrainWorkerRequest)(nil),      // 7: headwater.v1.DrainWorkerRequest
+	(*DrainWorkerResponse)(nil),     // 8: headwater.v1.DrainWorkerResponse
+	(*RebalanceRequest)(nil),        // 9: headwater.v1.RebalanceRequest
+	(*RebalanceResponse)(nil),       // 10: headwater.v1.RebalanceResponse
+	(*Moves)(nil),                   // 11: headwater.v1.Moves
+	(*GrantCapabilityRequest)(nil),  // 12: headwater.v1.GrantCapabilityRequest
+	(*GrantCapabilityResponse)(nil), // 13: headwater.v1.GrantCapabilityResponse
+	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
+	(*SilentWorker)(nil),            // 15: headwater.v1.SilentWorker
+	(*durationpb.Duration)(nil),     // 16: google.protobuf.Duration
 }
 var file_headwater_v1_cluster_proto_depIdxs = []int32{
-	12, // 0: headwater.v1.CopiesResponse.looked:type_name -> google.protobuf.Timestamp
-	12, // 1: headwater.v1.Event.time:type_name -> google.protobuf.Timestamp
-	2,  // 2: headwater.v1.WatchEventsResponse.event:type_name -> headwater.v1.Event
-	9,  // 3: headwater.v1.DrainWorkerResponse.moves:type_name -> headwater.v1.Moves
-	9,  // 4: headwater.v1.RebalanceResponse.moves:type_name -> headwater.v1.Moves
-	13, // 5: headwater.v1.Moves.silent:type_name -> headwater.v1.SilentWorker
-	14, // 6: headwater.v1.GrantCapabilityRequest.life:type_name -> google.protobuf.Duration
-	14, // 7: headwater.v1.GrantCapabilityResponse.life:type_name -> google.protobuf.Duration
-	0,  // 8: headwater.v1.ClusterService.Copies:input_type -> headwater.v1.CopiesRequest
-	3,  // 9: headwater.v1.ClusterService.WatchEvents:input_type -> headwater.v1.WatchEventsRequest
-	5,  // 10: headwater.v1.ClusterService.DrainWorker:input_type -> headwater.v1.DrainWorkerRequest
-	7,  // 11: headwater.v1.ClusterService.Rebalance:input_type -> headwater.v1.RebalanceRequest
-	10, // 12: headwater.v1.ClusterService.GrantCapability:input_type -> headwater.v1.GrantCapabilityRequest
-	1,  // 13: headwater.v1.ClusterService.Copies:output_type -> headwater.v1.CopiesResponse
-	4,  // 14: headwater.v1.ClusterService.WatchEvents:output_type -> headwater.v1.WatchEventsResponse
-	6,  // 15: headwater.v1.ClusterService.DrainWorker:output_type -> headwater.v1.DrainWorkerResponse
-	8,  // 16: headwater.v1.ClusterService.Rebalance:output_type -> headwater.v1.RebalanceResponse
-	11, // 17: headwater.v1.ClusterService.GrantCapability:output_type -> headwater.v1.GrantCapabilityResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
+	14, // 0: headwater.v1.CopiesResponse.looked:type_name -> google.protobuf.Timestamp
+	14, // 1: headwater.v1.Event.time:type_name -> google.protobuf.Timestamp
+	4,  // 2: headwater.v1.WatchEventsResponse.event:type_name -> headwater.v1.Event
+	11, // 3: headwater.v1.DrainWorkerResponse.moves:type_name -> headwater.v1.Moves
+	11, // 4: headwater.v1.RebalanceResponse.moves:type_name -> headwater.v1.Moves
+	15, // 5: headwater.v1.Moves.silent:type_name -> headwater.v1.SilentWorker
+	16, // 6: headwater.v1.GrantCapabilityRequest.life:type_name -> google.protobuf.Duration
+	16, // 7: headwater.v1.GrantCapabilityResponse.life:type_name -> google.protobuf.Duration
+	2,  // 8: headwater.v1.ClusterService.Copies:input_type -> headwater.v1.CopiesRequest
+	5,  // 9: headwater.v1.ClusterService.WatchEvents:input_type -> headwater.v1.WatchEventsRequest
+	7,  // 10: headwater.v1.ClusterService.DrainWorker:input_type -> headwater.v1.DrainWorkerRequest
+	9,  // 11: headwater.v1.ClusterService.Rebalance:input_type -> headwater.v1.RebalanceRequest
+	12, // 12: headwater.v1.ClusterService.GrantCapability:input_type -> headwater.v1.GrantCapabilityRequest
+	0,  // 13: headwater.v1.ClusterService.DropSide:input_type -> headwater.v1.DropSideRequest
+	3,  // 14: headwater.v1.ClusterService.Copies:output_type -> headwater.v1.CopiesResponse
+	6,  // 15: headwater.v1.ClusterService.WatchEvents:output_type -> headwater.v1.WatchEventsResponse
+	8,  // 16: headwater.v1.ClusterService.DrainWorker:output_type -> headwater.v1.DrainWorkerResponse
+	10, // 17: headwater.v1.ClusterService.Rebalance:output_type -> headwater.v1.RebalanceResponse
+	13, // 18: headwater.v1.ClusterService.GrantCapability:output_type -> headwater.v1.GrantCapabilityResponse
+	1,  // 19: headwater.v1.ClusterService.DropSide:output_type -> headwater.v1.DropSideResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -905,7 +1017,7 @@ func file_headwater_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_cluster_proto_rawDesc), len(file_headwater_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	ClusterService_DrainWorker_FullMethodName     = "/headwater.v1.ClusterService/DrainWorker"
 	ClusterService_Rebalance_FullMethodName       = "/headwater.v1.ClusterService/Rebalance"
 	ClusterService_GrantCapability_FullMethodName = "/headwater.v1.ClusterService/GrantCapability"
+	ClusterService_DropSide_FullMethodName        = "/headwater.v1.ClusterService/DropSide"
 )
 
 // ClusterServiceClient is the client API for ClusterService service.
@@ -45,6 +46,9 @@ type ClusterServiceClient interface {
 	// GrantCapability makes a capability, by which workers let in a client of the caller's tenant that they do not know. Since version
 	// 1.4. It is for clients with tokens; those with a certificate need none.
 	GrantCapability(ctx context.Context, in *GrantCapabilityRequest, opts ...grpc.CallOption) (*GrantCapabilityResponse, error)
+	// DropSide drops what a worker has of another side of a session that went on twice (SessionState.other_sides). The session goes on. Since
+	// version 1.4.
+	DropSide(ctx context.Context, in *DropSideRequest, opts ...grpc.CallOption) (*DropSideResponse, error)
 }
 
 type clusterServiceClient struct {
@@ -132,6 +136,16 @@ func (c *clusterServiceClient) GrantCapability(ctx context.Context, in *GrantCap
 	return out, nil
 }
 
+func (c *clusterServiceClient) DropSide(ctx context.Context, in *DropSideRequest, opts ...grpc.CallOption) (*DropSideResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropSideResponse)
+	err := c.cc.Invoke(ctx, ClusterService_DropSide_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServiceServer is the server API for ClusterService service.
 // All implementations must embed UnimplementedClusterServiceServer
 // for forward compatibility.
@@ -151,6 +165,9 @@ type ClusterServiceServer interface {
 	// GrantCapability makes a capability, by which workers let in a client of the caller's tenant that they do not know. Since version
 	// 1.4. It is for clients with tokens; those with a certificate need none.
 	GrantCapability(context.Context, *GrantCapabilityRequest) (*GrantCapabilityResponse, error)
+	// DropSide drops what a worker has of another side of a session that went on twice (SessionState.other_sides). The session goes on. Since
+	// version 1.4.
+	DropSide(context.Context, *DropSideRequest) (*DropSideResponse, error)
 	mustEmbedUnimplementedClusterServiceServer()
 }
 
@@ -175,6 +192,9 @@ func (UnimplementedClusterServiceServer) Rebalance(*RebalanceRequest, grpc.Serve
 }
 func (UnimplementedClusterServiceServer) GrantCapability(context.Context, *GrantCapabilityRequest) (*GrantCapabilityResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GrantCapability not implemented")
+}
+func (UnimplementedClusterServiceServer) DropSide(context.Context, *DropSideRequest) (*DropSideResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropSide not implemented")
 }
 func (UnimplementedClusterServiceServer) mustEmbedUnimplementedClusterServiceServer() {}
 func (UnimplementedClusterServiceServer) testEmbeddedByValue()                        {}
@@ -266,6 +286,24 @@ func _ClusterService_GrantCapability_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_DropSide_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropSideRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).DropSide(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_DropSide_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).DropSide(ctx, req.(*DropSideRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClusterService_ServiceDesc is the grpc.ServiceDesc for ClusterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -280,6 +318,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GrantCapability",
 			Handler:    _ClusterService_GrantCapability_Handler,
+		},
+		{
+			MethodName: "DropSide",
+			Handler:    _ClusterService_DropSide_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

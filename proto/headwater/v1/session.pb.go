@@ -865,7 +865,10 @@ type SessionState struct {
 	Lineage []uint64 `protobuf:"fixed64,16,rep,packed,name=lineage,proto3" json:"lineage,omitempty"`
 	// From a worker: the line on which it accepted a call last, or a lane took it, or it was made or adopted. Nothing that the worker has was
 	// acknowledged on a later one. Since version 1.4.
-	Served        uint64 `protobuf:"fixed64,17,opt,name=served,proto3" json:"served,omitempty"`
+	Served uint64 `protobuf:"fixed64,17,opt,name=served,proto3" json:"served,omitempty"`
+	// From a coordinator, of a session that was asked for by its id: what workers have of another side of it, if it went on twice. Since
+	// version 1.4.
+	OtherSides    []*OtherSide `protobuf:"bytes,18,rep,name=other_sides,json=otherSides,proto3" json:"other_sides,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1019,6 +1022,96 @@ func (x *SessionState) GetServed() uint64 {
 	return 0
 }
 
+func (x *SessionState) GetOtherSides() []*OtherSide {
+	if x != nil {
+		return x.OtherSides
+	}
+	return nil
+}
+
+// OtherSide is what a worker has of a session that went on at others without it, and that itself went on since. It is not the
+// session any more, and nobody frees it before its TTL: what was acknowledged there may be there alone.
+type OtherSide struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the worker.
+	Worker string `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// Address of its gRPC service, host:port.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Counter of its epoch.
+	Epoch uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Positions of its longest layer.
+	Positions uint64 `protobuf:"varint,4,opt,name=positions,proto3" json:"positions,omitempty"`
+	// Bytes of the pages that it refers to.
+	PageBytes     uint64 `protobuf:"varint,5,opt,name=page_bytes,json=pageBytes,proto3" json:"page_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OtherSide) Reset() {
+	*x = OtherSide{}
+	mi := &file_headwater_v1_session_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OtherSide) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OtherSide) ProtoMessage() {}
+
+func (x *OtherSide) ProtoReflect() protoreflect.Message {
+	mi := &file_headwater_v1_session_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OtherSide.ProtoReflect.Descriptor instead.
+func (*OtherSide) Descriptor() ([]byte, []int) {
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *OtherSide) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *OtherSide) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *OtherSide) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *OtherSide) GetPositions() uint64 {
+	if x != nil {
+		return x.Positions
+	}
+	return 0
+}
+
+func (x *OtherSide) GetPageBytes() uint64 {
+	if x != nil {
+		return x.PageBytes
+	}
+	return 0
+}
+
 // CreateSessionRequest asks for a session.
 type CreateSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1046,7 +1139,7 @@ type CreateSessionRequest struct {
 
 func (x *CreateSessionRequest) Reset() {
 	*x = CreateSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[7]
+	mi := &file_headwater_v1_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1151,7 @@ func (x *CreateSessionRequest) String() string {
 func (*CreateSessionRequest) ProtoMessage() {}
 
 func (x *CreateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[7]
+	mi := &file_headwater_v1_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1164,7 @@ func (x *CreateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSessionRequest.ProtoReflect.Descriptor instead.
 func (*CreateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateSessionRequest) GetSession() []byte {
@@ -1148,7 +1241,7 @@ type BeginLayer struct {
 
 func (x *BeginLayer) Reset() {
 	*x = BeginLayer{}
-	mi := &file_headwater_v1_session_proto_msgTypes[8]
+	mi := &file_headwater_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1253,7 @@ func (x *BeginLayer) String() string {
 func (*BeginLayer) ProtoMessage() {}
 
 func (x *BeginLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[8]
+	mi := &file_headwater_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1266,7 @@ func (x *BeginLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BeginLayer.ProtoReflect.Descriptor instead.
 func (*BeginLayer) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BeginLayer) GetLayer() uint32 {
@@ -1215,7 +1308,7 @@ type CreateSessionResponse struct {
 
 func (x *CreateSessionResponse) Reset() {
 	*x = CreateSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[9]
+	mi := &file_headwater_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1320,7 @@ func (x *CreateSessionResponse) String() string {
 func (*CreateSessionResponse) ProtoMessage() {}
 
 func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[9]
+	mi := &file_headwater_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1333,7 @@ func (x *CreateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSessionResponse.ProtoReflect.Descriptor instead.
 func (*CreateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateSessionResponse) GetState() *SessionState {
@@ -1269,7 +1362,7 @@ type TakeSessionRequest struct {
 
 func (x *TakeSessionRequest) Reset() {
 	*x = TakeSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[10]
+	mi := &file_headwater_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1374,7 @@ func (x *TakeSessionRequest) String() string {
 func (*TakeSessionRequest) ProtoMessage() {}
 
 func (x *TakeSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[10]
+	mi := &file_headwater_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1387,7 @@ func (x *TakeSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeSessionRequest.ProtoReflect.Descriptor instead.
 func (*TakeSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TakeSessionRequest) GetSession() []byte {
@@ -1343,7 +1436,7 @@ type TakeSessionResponse struct {
 
 func (x *TakeSessionResponse) Reset() {
 	*x = TakeSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[11]
+	mi := &file_headwater_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1448,7 @@ func (x *TakeSessionResponse) String() string {
 func (*TakeSessionResponse) ProtoMessage() {}
 
 func (x *TakeSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[11]
+	mi := &file_headwater_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1461,7 @@ func (x *TakeSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeSessionResponse.ProtoReflect.Descriptor instead.
 func (*TakeSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TakeSessionResponse) GetState() *SessionState {
@@ -1404,7 +1497,7 @@ type ForkSessionRequest struct {
 
 func (x *ForkSessionRequest) Reset() {
 	*x = ForkSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[12]
+	mi := &file_headwater_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1509,7 @@ func (x *ForkSessionRequest) String() string {
 func (*ForkSessionRequest) ProtoMessage() {}
 
 func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[12]
+	mi := &file_headwater_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1522,7 @@ func (x *ForkSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionRequest.ProtoReflect.Descriptor instead.
 func (*ForkSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ForkSessionRequest) GetSession() []byte {
@@ -1499,7 +1592,7 @@ type ForkSessionResponse struct {
 
 func (x *ForkSessionResponse) Reset() {
 	*x = ForkSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[13]
+	mi := &file_headwater_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1604,7 @@ func (x *ForkSessionResponse) String() string {
 func (*ForkSessionResponse) ProtoMessage() {}
 
 func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[13]
+	mi := &file_headwater_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1617,7 @@ func (x *ForkSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkSessionResponse.ProtoReflect.Descriptor instead.
 func (*ForkSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ForkSessionResponse) GetState() *SessionState {
@@ -1562,7 +1655,7 @@ type TruncateSessionRequest struct {
 
 func (x *TruncateSessionRequest) Reset() {
 	*x = TruncateSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[14]
+	mi := &file_headwater_v1_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +1667,7 @@ func (x *TruncateSessionRequest) String() string {
 func (*TruncateSessionRequest) ProtoMessage() {}
 
 func (x *TruncateSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[14]
+	mi := &file_headwater_v1_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +1680,7 @@ func (x *TruncateSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateSessionRequest.ProtoReflect.Descriptor instead.
 func (*TruncateSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{14}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TruncateSessionRequest) GetSession() []byte {
@@ -1664,7 +1757,7 @@ type TruncateSessionResponse struct {
 
 func (x *TruncateSessionResponse) Reset() {
 	*x = TruncateSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[15]
+	mi := &file_headwater_v1_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1769,7 @@ func (x *TruncateSessionResponse) String() string {
 func (*TruncateSessionResponse) ProtoMessage() {}
 
 func (x *TruncateSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[15]
+	mi := &file_headwater_v1_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1782,7 @@ func (x *TruncateSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TruncateSessionResponse.ProtoReflect.Descriptor instead.
 func (*TruncateSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{15}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TruncateSessionResponse) GetState() *SessionState {
@@ -1712,7 +1805,7 @@ type PinSessionRequest struct {
 
 func (x *PinSessionRequest) Reset() {
 	*x = PinSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[16]
+	mi := &file_headwater_v1_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1817,7 @@ func (x *PinSessionRequest) String() string {
 func (*PinSessionRequest) ProtoMessage() {}
 
 func (x *PinSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[16]
+	mi := &file_headwater_v1_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1830,7 @@ func (x *PinSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinSessionRequest.ProtoReflect.Descriptor instead.
 func (*PinSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{16}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PinSessionRequest) GetSession() []byte {
@@ -1765,7 +1858,7 @@ type PinSessionResponse struct {
 
 func (x *PinSessionResponse) Reset() {
 	*x = PinSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[17]
+	mi := &file_headwater_v1_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1870,7 @@ func (x *PinSessionResponse) String() string {
 func (*PinSessionResponse) ProtoMessage() {}
 
 func (x *PinSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[17]
+	mi := &file_headwater_v1_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1883,7 @@ func (x *PinSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinSessionResponse.ProtoReflect.Descriptor instead.
 func (*PinSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{17}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PinSessionResponse) GetState() *SessionState {
@@ -1819,7 +1912,7 @@ type DropSessionRequest struct {
 
 func (x *DropSessionRequest) Reset() {
 	*x = DropSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[18]
+	mi := &file_headwater_v1_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1924,7 @@ func (x *DropSessionRequest) String() string {
 func (*DropSessionRequest) ProtoMessage() {}
 
 func (x *DropSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[18]
+	mi := &file_headwater_v1_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +1937,7 @@ func (x *DropSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropSessionRequest.ProtoReflect.Descriptor instead.
 func (*DropSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{18}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DropSessionRequest) GetSession() []byte {
@@ -1884,7 +1977,7 @@ type DropSessionResponse struct {
 
 func (x *DropSessionResponse) Reset() {
 	*x = DropSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[19]
+	mi := &file_headwater_v1_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +1989,7 @@ func (x *DropSessionResponse) String() string {
 func (*DropSessionResponse) ProtoMessage() {}
 
 func (x *DropSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[19]
+	mi := &file_headwater_v1_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +2002,7 @@ func (x *DropSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropSessionResponse.ProtoReflect.Descriptor instead.
 func (*DropSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{19}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{20}
 }
 
 // ListSessionsRequest asks for sessions.
@@ -1937,7 +2030,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[20]
+	mi := &file_headwater_v1_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2042,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[20]
+	mi := &file_headwater_v1_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2055,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{20}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListSessionsRequest) GetSessions() [][]byte {
@@ -2027,7 +2120,7 @@ type PrefixQuery struct {
 
 func (x *PrefixQuery) Reset() {
 	*x = PrefixQuery{}
-	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2132,7 @@ func (x *PrefixQuery) String() string {
 func (*PrefixQuery) ProtoMessage() {}
 
 func (x *PrefixQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[21]
+	mi := &file_headwater_v1_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2145,7 @@ func (x *PrefixQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixQuery.ProtoReflect.Descriptor instead.
 func (*PrefixQuery) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{21}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PrefixQuery) GetConfig() *SessionConfig {
@@ -2082,7 +2175,7 @@ type PrefixHolding struct {
 
 func (x *PrefixHolding) Reset() {
 	*x = PrefixHolding{}
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2187,7 @@ func (x *PrefixHolding) String() string {
 func (*PrefixHolding) ProtoMessage() {}
 
 func (x *PrefixHolding) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[22]
+	mi := &file_headwater_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2200,7 @@ func (x *PrefixHolding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrefixHolding.ProtoReflect.Descriptor instead.
 func (*PrefixHolding) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PrefixHolding) GetLayers() []*HeldLayer {
@@ -2142,7 +2235,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2247,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[23]
+	mi := &file_headwater_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2260,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{23}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*SessionState {
@@ -2213,7 +2306,7 @@ type SilentWorker struct {
 
 func (x *SilentWorker) Reset() {
 	*x = SilentWorker{}
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2318,7 @@ func (x *SilentWorker) String() string {
 func (*SilentWorker) ProtoMessage() {}
 
 func (x *SilentWorker) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[24]
+	mi := &file_headwater_v1_session_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2331,7 @@ func (x *SilentWorker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SilentWorker.ProtoReflect.Descriptor instead.
 func (*SilentWorker) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{24}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SilentWorker) GetWorker() string {
@@ -2309,7 +2402,7 @@ type CacheState struct {
 
 func (x *CacheState) Reset() {
 	*x = CacheState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2414,7 @@ func (x *CacheState) String() string {
 func (*CacheState) ProtoMessage() {}
 
 func (x *CacheState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[25]
+	mi := &file_headwater_v1_session_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2427,7 @@ func (x *CacheState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheState.ProtoReflect.Descriptor instead.
 func (*CacheState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{25}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CacheState) GetWorker() string {
@@ -2473,7 +2566,7 @@ type PageState struct {
 
 func (x *PageState) Reset() {
 	*x = PageState{}
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2578,7 @@ func (x *PageState) String() string {
 func (*PageState) ProtoMessage() {}
 
 func (x *PageState) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[26]
+	mi := &file_headwater_v1_session_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2591,7 @@ func (x *PageState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PageState.ProtoReflect.Descriptor instead.
 func (*PageState) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{26}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PageState) GetPageBytes() uint64 {
@@ -2549,7 +2642,7 @@ type ExportSessionRequest struct {
 
 func (x *ExportSessionRequest) Reset() {
 	*x = ExportSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2654,7 @@ func (x *ExportSessionRequest) String() string {
 func (*ExportSessionRequest) ProtoMessage() {}
 
 func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[27]
+	mi := &file_headwater_v1_session_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +2667,7 @@ func (x *ExportSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionRequest.ProtoReflect.Descriptor instead.
 func (*ExportSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{27}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExportSessionRequest) GetSession() []byte {
@@ -2663,7 +2756,7 @@ type ExportSessionResponse struct {
 
 func (x *ExportSessionResponse) Reset() {
 	*x = ExportSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2675,7 +2768,7 @@ func (x *ExportSessionResponse) String() string {
 func (*ExportSessionResponse) ProtoMessage() {}
 
 func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[28]
+	mi := &file_headwater_v1_session_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2688,7 +2781,7 @@ func (x *ExportSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSessionResponse.ProtoReflect.Descriptor instead.
 func (*ExportSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{28}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExportSessionResponse) GetGroup() uint32 {
@@ -2779,7 +2872,7 @@ type AdoptSessionRequest struct {
 
 func (x *AdoptSessionRequest) Reset() {
 	*x = AdoptSessionRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2884,7 @@ func (x *AdoptSessionRequest) String() string {
 func (*AdoptSessionRequest) ProtoMessage() {}
 
 func (x *AdoptSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[29]
+	mi := &file_headwater_v1_session_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2897,7 @@ func (x *AdoptSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptSessionRequest.ProtoReflect.Descriptor instead.
 func (*AdoptSessionRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{29}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AdoptSessionRequest) GetFilled() []byte {
@@ -2846,7 +2939,7 @@ type AdoptSessionResponse struct {
 
 func (x *AdoptSessionResponse) Reset() {
 	*x = AdoptSessionResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2858,7 +2951,7 @@ func (x *AdoptSessionResponse) String() string {
 func (*AdoptSessionResponse) ProtoMessage() {}
 
 func (x *AdoptSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[30]
+	mi := &file_headwater_v1_session_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +2964,7 @@ func (x *AdoptSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptSessionResponse.ProtoReflect.Descriptor instead.
 func (*AdoptSessionResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{30}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AdoptSessionResponse) GetState() *SessionState {
@@ -2900,7 +2993,7 @@ type LaneRequest struct {
 
 func (x *LaneRequest) Reset() {
 	*x = LaneRequest{}
-	mi := &file_headwater_v1_session_proto_msgTypes[31]
+	mi := &file_headwater_v1_session_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3005,7 @@ func (x *LaneRequest) String() string {
 func (*LaneRequest) ProtoMessage() {}
 
 func (x *LaneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[31]
+	mi := &file_headwater_v1_session_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3018,7 @@ func (x *LaneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneRequest.ProtoReflect.Descriptor instead.
 func (*LaneRequest) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{31}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LaneRequest) GetId() uint64 {
@@ -3000,7 +3093,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_headwater_v1_session_proto_msgTypes[32]
+	mi := &file_headwater_v1_session_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3012,7 +3105,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[32]
+	mi := &file_headwater_v1_session_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3025,7 +3118,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{32}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Step) GetSession() []byte {
@@ -3176,7 +3269,7 @@ type LaneResponse struct {
 
 func (x *LaneResponse) Reset() {
 	*x = LaneResponse{}
-	mi := &file_headwater_v1_session_proto_msgTypes[33]
+	mi := &file_headwater_v1_session_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3281,7 @@ func (x *LaneResponse) String() string {
 func (*LaneResponse) ProtoMessage() {}
 
 func (x *LaneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[33]
+	mi := &file_headwater_v1_session_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3294,7 @@ func (x *LaneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LaneResponse.ProtoReflect.Descriptor instead.
 func (*LaneResponse) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{33}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LaneResponse) GetId() uint64 {
@@ -3248,7 +3341,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_headwater_v1_session_proto_msgTypes[34]
+	mi := &file_headwater_v1_session_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3260,7 +3353,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[34]
+	mi := &file_headwater_v1_session_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3273,7 +3366,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{34}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StepResult) GetError() *SessionError {
@@ -3356,7 +3449,7 @@ type SessionError struct {
 
 func (x *SessionError) Reset() {
 	*x = SessionError{}
-	mi := &file_headwater_v1_session_proto_msgTypes[35]
+	mi := &file_headwater_v1_session_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3368,7 +3461,7 @@ func (x *SessionError) String() string {
 func (*SessionError) ProtoMessage() {}
 
 func (x *SessionError) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[35]
+	mi := &file_headwater_v1_session_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3381,7 +3474,7 @@ func (x *SessionError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionError.ProtoReflect.Descriptor instead.
 func (*SessionError) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{35}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SessionError) GetProblem() SessionProblem {
@@ -3475,7 +3568,7 @@ type LostShards struct {
 
 func (x *LostShards) Reset() {
 	*x = LostShards{}
-	mi := &file_headwater_v1_session_proto_msgTypes[36]
+	mi := &file_headwater_v1_session_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3580,7 @@ func (x *LostShards) String() string {
 func (*LostShards) ProtoMessage() {}
 
 func (x *LostShards) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[36]
+	mi := &file_headwater_v1_session_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3593,7 @@ func (x *LostShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostShards.ProtoReflect.Descriptor instead.
 func (*LostShards) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{36}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *LostShards) GetAll() bool {
@@ -3530,7 +3623,7 @@ type LostLayer struct {
 
 func (x *LostLayer) Reset() {
 	*x = LostLayer{}
-	mi := &file_headwater_v1_session_proto_msgTypes[37]
+	mi := &file_headwater_v1_session_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +3635,7 @@ func (x *LostLayer) String() string {
 func (*LostLayer) ProtoMessage() {}
 
 func (x *LostLayer) ProtoReflect() protoreflect.Message {
-	mi := &file_headwater_v1_session_proto_msgTypes[37]
+	mi := &file_headwater_v1_session_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +3648,7 @@ func (x *LostLayer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LostLayer.ProtoReflect.Descriptor instead.
 func (*LostLayer) Descriptor() ([]byte, []int) {
-	return file_headwater_v1_session_proto_rawDescGZIP(), []int{37}
+	return file_headwater_v1_session_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LostLayer) GetLayer() uint32 {
@@ -3634,7 +3727,7 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\x05first\x18\x04 \x01(\x04R\x05first\x12\x14\n" +
 	"\x05chain\x18\x05 \x01(\x06R\x05chain\x120\n" +
 	"\x06before\x18\x06 \x01(\v2\x18.headwater.v1.LayerStateR\x06before\x12\x1b\n" +
-	"\tappend_id\x18\a \x01(\x06R\bappendId\"\xf7\x04\n" +
+	"\tappend_id\x18\a \x01(\x06R\bappendId\"\xb1\x05\n" +
 	"\fSessionState\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x12 \n" +
@@ -3654,7 +3747,16 @@ const file_headwater_v1_session_proto_rawDesc = "" +
 	"\rtruncation_id\x18\x0e \x01(\x06R\ftruncationId\x12,\n" +
 	"\x06others\x18\x0f \x03(\v2\x14.headwater.v1.HolderR\x06others\x12\x18\n" +
 	"\alineage\x18\x10 \x03(\x06R\alineage\x12\x16\n" +
-	"\x06served\x18\x11 \x01(\x06R\x06served\"\xb3\x02\n" +
+	"\x06served\x18\x11 \x01(\x06R\x06served\x128\n" +
+	"\vother_sides\x18\x12 \x03(\v2\x17.headwater.v1.OtherSideR\n" +
+	"otherSides\"\x90\x01\n" +
+	"\tOtherSide\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1c\n" +
+	"\tpositions\x18\x04 \x01(\x04R\tpositions\x12\x1d\n" +
+	"\n" +
+	"page_bytes\x18\x05 \x01(\x04R\tpageBytes\"\xb3\x02\n" +
 	"\x14CreateSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12)\n" +
 	"\x05epoch\x18\x02 \x01(\v2\x13.headwater.v1.EpochR\x05epoch\x123\n" +
@@ -3914,7 +4016,7 @@ func file_headwater_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_headwater_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_headwater_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_headwater_v1_session_proto_goTypes = []any{
 	(StepCodec)(0),                  // 0: headwater.v1.StepCodec
 	(SessionProblem)(0),             // 1: headwater.v1.SessionProblem
@@ -3925,122 +4027,124 @@ var file_headwater_v1_session_proto_goTypes = []any{
 	(*Holder)(nil),                  // 6: headwater.v1.Holder
 	(*LayerState)(nil),              // 7: headwater.v1.LayerState
 	(*SessionState)(nil),            // 8: headwater.v1.SessionState
-	(*CreateSessionRequest)(nil),    // 9: headwater.v1.CreateSessionRequest
-	(*BeginLayer)(nil),              // 10: headwater.v1.BeginLayer
-	(*CreateSessionResponse)(nil),   // 11: headwater.v1.CreateSessionResponse
-	(*TakeSessionRequest)(nil),      // 12: headwater.v1.TakeSessionRequest
-	(*TakeSessionResponse)(nil),     // 13: headwater.v1.TakeSessionResponse
-	(*ForkSessionRequest)(nil),      // 14: headwater.v1.ForkSessionRequest
-	(*ForkSessionResponse)(nil),     // 15: headwater.v1.ForkSessionResponse
-	(*TruncateSessionRequest)(nil),  // 16: headwater.v1.TruncateSessionRequest
-	(*TruncateSessionResponse)(nil), // 17: headwater.v1.TruncateSessionResponse
-	(*PinSessionRequest)(nil),       // 18: headwater.v1.PinSessionRequest
-	(*PinSessionResponse)(nil),      // 19: headwater.v1.PinSessionResponse
-	(*DropSessionRequest)(nil),      // 20: headwater.v1.DropSessionRequest
-	(*DropSessionResponse)(nil),     // 21: headwater.v1.DropSessionResponse
-	(*ListSessionsRequest)(nil),     // 22: headwater.v1.ListSessionsRequest
-	(*PrefixQuery)(nil),             // 23: headwater.v1.PrefixQuery
-	(*PrefixHolding)(nil),           // 24: headwater.v1.PrefixHolding
-	(*ListSessionsResponse)(nil),    // 25: headwater.v1.ListSessionsResponse
-	(*SilentWorker)(nil),            // 26: headwater.v1.SilentWorker
-	(*CacheState)(nil),              // 27: headwater.v1.CacheState
-	(*PageState)(nil),               // 28: headwater.v1.PageState
-	(*ExportSessionRequest)(nil),    // 29: headwater.v1.ExportSessionRequest
-	(*ExportSessionResponse)(nil),   // 30: headwater.v1.ExportSessionResponse
-	(*AdoptSessionRequest)(nil),     // 31: headwater.v1.AdoptSessionRequest
-	(*AdoptSessionResponse)(nil),    // 32: headwater.v1.AdoptSessionResponse
-	(*LaneRequest)(nil),             // 33: headwater.v1.LaneRequest
-	(*Step)(nil),                    // 34: headwater.v1.Step
-	(*LaneResponse)(nil),            // 35: headwater.v1.LaneResponse
-	(*StepResult)(nil),              // 36: headwater.v1.StepResult
-	(*SessionError)(nil),            // 37: headwater.v1.SessionError
-	(*LostShards)(nil),              // 38: headwater.v1.LostShards
-	(*LostLayer)(nil),               // 39: headwater.v1.LostLayer
-	(*durationpb.Duration)(nil),     // 40: google.protobuf.Duration
-	(StorageType)(0),                // 41: headwater.v1.StorageType
-	(Arithmetic)(0),                 // 42: headwater.v1.Arithmetic
-	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
-	(*Quota)(nil),                   // 44: headwater.v1.Quota
+	(*OtherSide)(nil),               // 9: headwater.v1.OtherSide
+	(*CreateSessionRequest)(nil),    // 10: headwater.v1.CreateSessionRequest
+	(*BeginLayer)(nil),              // 11: headwater.v1.BeginLayer
+	(*CreateSessionResponse)(nil),   // 12: headwater.v1.CreateSessionResponse
+	(*TakeSessionRequest)(nil),      // 13: headwater.v1.TakeSessionRequest
+	(*TakeSessionResponse)(nil),     // 14: headwater.v1.TakeSessionResponse
+	(*ForkSessionRequest)(nil),      // 15: headwater.v1.ForkSessionRequest
+	(*ForkSessionResponse)(nil),     // 16: headwater.v1.ForkSessionResponse
+	(*TruncateSessionRequest)(nil),  // 17: headwater.v1.TruncateSessionRequest
+	(*TruncateSessionResponse)(nil), // 18: headwater.v1.TruncateSessionResponse
+	(*PinSessionRequest)(nil),       // 19: headwater.v1.PinSessionRequest
+	(*PinSessionResponse)(nil),      // 20: headwater.v1.PinSessionResponse
+	(*DropSessionRequest)(nil),      // 21: headwater.v1.DropSessionRequest
+	(*DropSessionResponse)(nil),     // 22: headwater.v1.DropSessionResponse
+	(*ListSessionsRequest)(nil),     // 23: headwater.v1.ListSessionsRequest
+	(*PrefixQuery)(nil),             // 24: headwater.v1.PrefixQuery
+	(*PrefixHolding)(nil),           // 25: headwater.v1.PrefixHolding
+	(*ListSessionsResponse)(nil),    // 26: headwater.v1.ListSessionsResponse
+	(*SilentWorker)(nil),            // 27: headwater.v1.SilentWorker
+	(*CacheState)(nil),              // 28: headwater.v1.CacheState
+	(*PageState)(nil),               // 29: headwater.v1.PageState
+	(*ExportSessionRequest)(nil),    // 30: headwater.v1.ExportSessionRequest
+	(*ExportSessionResponse)(nil),   // 31: headwater.v1.ExportSessionResponse
+	(*AdoptSessionRequest)(nil),     // 32: headwater.v1.AdoptSessionRequest
+	(*AdoptSessionResponse)(nil),    // 33: headwater.v1.AdoptSessionResponse
+	(*LaneRequest)(nil),             // 34: headwater.v1.LaneRequest
+	(*Step)(nil),                    // 35: headwater.v1.Step
+	(*LaneResponse)(nil),            // 36: headwater.v1.LaneResponse
+	(*StepResult)(nil),              // 37: headwater.v1.StepResult
+	(*SessionError)(nil),            // 38: headwater.v1.SessionError
+	(*LostShards)(nil),              // 39: headwater.v1.LostShards
+	(*LostLayer)(nil),               // 40: headwater.v1.LostLayer
+	(*durationpb.Duration)(nil),     // 41: google.protobuf.Duration
+	(StorageType)(0),                // 42: headwater.v1.StorageType
+	(Arithmetic)(0),                 // 43: headwater.v1.Arithmetic
+	(*timestamppb.Timestamp)(nil),   // 44: google.protobuf.Timestamp
+	(*Quota)(nil),                   // 45: headwater.v1.Quota
 }
 var file_headwater_v1_session_proto_depIdxs = []int32{
 	4,  // 0: headwater.v1.SessionConfig.layers:type_name -> headwater.v1.SessionLayer
-	40, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
-	41, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
-	42, // 3: headwater.v1.SessionLayer.arithmetic:type_name -> headwater.v1.Arithmetic
+	41, // 1: headwater.v1.SessionConfig.ttl:type_name -> google.protobuf.Duration
+	42, // 2: headwater.v1.SessionLayer.storage:type_name -> headwater.v1.StorageType
+	43, // 3: headwater.v1.SessionLayer.arithmetic:type_name -> headwater.v1.Arithmetic
 	5,  // 4: headwater.v1.Holder.layers:type_name -> headwater.v1.HeldLayer
 	7,  // 5: headwater.v1.LayerState.before:type_name -> headwater.v1.LayerState
 	2,  // 6: headwater.v1.SessionState.epoch:type_name -> headwater.v1.Epoch
 	7,  // 7: headwater.v1.SessionState.layers:type_name -> headwater.v1.LayerState
-	43, // 8: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
-	43, // 9: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
+	44, // 8: headwater.v1.SessionState.created:type_name -> google.protobuf.Timestamp
+	44, // 9: headwater.v1.SessionState.used:type_name -> google.protobuf.Timestamp
 	6,  // 10: headwater.v1.SessionState.holders:type_name -> headwater.v1.Holder
 	3,  // 11: headwater.v1.SessionState.config:type_name -> headwater.v1.SessionConfig
 	6,  // 12: headwater.v1.SessionState.others:type_name -> headwater.v1.Holder
-	2,  // 13: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	3,  // 14: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
-	5,  // 15: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
-	10, // 16: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
-	8,  // 17: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 18: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 19: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 20: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 21: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	2,  // 22: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
-	7,  // 23: headwater.v1.ForkSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 24: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 25: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	7,  // 26: headwater.v1.TruncateSessionRequest.expect:type_name -> headwater.v1.LayerState
-	8,  // 27: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
-	8,  // 28: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
-	2,  // 29: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	23, // 30: headwater.v1.ListSessionsRequest.prefix:type_name -> headwater.v1.PrefixQuery
-	3,  // 31: headwater.v1.PrefixQuery.config:type_name -> headwater.v1.SessionConfig
-	5,  // 32: headwater.v1.PrefixHolding.layers:type_name -> headwater.v1.HeldLayer
-	8,  // 33: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
-	27, // 34: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
-	26, // 35: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
-	24, // 36: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
-	28, // 37: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
-	2,  // 38: headwater.v1.ExportSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	2,  // 39: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
-	8,  // 40: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
-	8,  // 41: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
-	34, // 42: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
-	41, // 43: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
-	0,  // 44: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
-	36, // 45: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
-	37, // 46: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
-	0,  // 47: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
-	1,  // 48: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
-	2,  // 49: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
-	44, // 50: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
-	38, // 51: headwater.v1.SessionError.lost:type_name -> headwater.v1.LostShards
-	39, // 52: headwater.v1.LostShards.layers:type_name -> headwater.v1.LostLayer
-	9,  // 53: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
-	12, // 54: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
-	14, // 55: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
-	16, // 56: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
-	18, // 57: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
-	20, // 58: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
-	22, // 59: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
-	29, // 60: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
-	31, // 61: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
-	33, // 62: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
-	11, // 63: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
-	13, // 64: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
-	15, // 65: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
-	17, // 66: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
-	19, // 67: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
-	21, // 68: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
-	25, // 69: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
-	30, // 70: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
-	32, // 71: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
-	35, // 72: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
-	63, // [63:73] is the sub-list for method output_type
-	53, // [53:63] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	9,  // 13: headwater.v1.SessionState.other_sides:type_name -> headwater.v1.OtherSide
+	2,  // 14: headwater.v1.CreateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	3,  // 15: headwater.v1.CreateSessionRequest.config:type_name -> headwater.v1.SessionConfig
+	5,  // 16: headwater.v1.CreateSessionRequest.held:type_name -> headwater.v1.HeldLayer
+	11, // 17: headwater.v1.CreateSessionRequest.begin:type_name -> headwater.v1.BeginLayer
+	8,  // 18: headwater.v1.CreateSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 19: headwater.v1.TakeSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 20: headwater.v1.TakeSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 21: headwater.v1.TakeSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 22: headwater.v1.ForkSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 23: headwater.v1.ForkSessionRequest.child_epoch:type_name -> headwater.v1.Epoch
+	7,  // 24: headwater.v1.ForkSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 25: headwater.v1.ForkSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 26: headwater.v1.TruncateSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	7,  // 27: headwater.v1.TruncateSessionRequest.expect:type_name -> headwater.v1.LayerState
+	8,  // 28: headwater.v1.TruncateSessionResponse.state:type_name -> headwater.v1.SessionState
+	8,  // 29: headwater.v1.PinSessionResponse.state:type_name -> headwater.v1.SessionState
+	2,  // 30: headwater.v1.DropSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	24, // 31: headwater.v1.ListSessionsRequest.prefix:type_name -> headwater.v1.PrefixQuery
+	3,  // 32: headwater.v1.PrefixQuery.config:type_name -> headwater.v1.SessionConfig
+	5,  // 33: headwater.v1.PrefixHolding.layers:type_name -> headwater.v1.HeldLayer
+	8,  // 34: headwater.v1.ListSessionsResponse.sessions:type_name -> headwater.v1.SessionState
+	28, // 35: headwater.v1.ListSessionsResponse.caches:type_name -> headwater.v1.CacheState
+	27, // 36: headwater.v1.ListSessionsResponse.silent:type_name -> headwater.v1.SilentWorker
+	25, // 37: headwater.v1.ListSessionsResponse.prefixes:type_name -> headwater.v1.PrefixHolding
+	29, // 38: headwater.v1.CacheState.pages:type_name -> headwater.v1.PageState
+	2,  // 39: headwater.v1.ExportSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	2,  // 40: headwater.v1.AdoptSessionRequest.epoch:type_name -> headwater.v1.Epoch
+	8,  // 41: headwater.v1.AdoptSessionRequest.state:type_name -> headwater.v1.SessionState
+	8,  // 42: headwater.v1.AdoptSessionResponse.state:type_name -> headwater.v1.SessionState
+	35, // 43: headwater.v1.LaneRequest.step:type_name -> headwater.v1.Step
+	42, // 44: headwater.v1.Step.encoding:type_name -> headwater.v1.StorageType
+	0,  // 45: headwater.v1.Step.codec:type_name -> headwater.v1.StepCodec
+	37, // 46: headwater.v1.LaneResponse.result:type_name -> headwater.v1.StepResult
+	38, // 47: headwater.v1.StepResult.error:type_name -> headwater.v1.SessionError
+	0,  // 48: headwater.v1.StepResult.codec:type_name -> headwater.v1.StepCodec
+	1,  // 49: headwater.v1.SessionError.problem:type_name -> headwater.v1.SessionProblem
+	2,  // 50: headwater.v1.SessionError.epoch:type_name -> headwater.v1.Epoch
+	45, // 51: headwater.v1.SessionError.quota:type_name -> headwater.v1.Quota
+	39, // 52: headwater.v1.SessionError.lost:type_name -> headwater.v1.LostShards
+	40, // 53: headwater.v1.LostShards.layers:type_name -> headwater.v1.LostLayer
+	10, // 54: headwater.v1.SessionService.CreateSession:input_type -> headwater.v1.CreateSessionRequest
+	13, // 55: headwater.v1.SessionService.TakeSession:input_type -> headwater.v1.TakeSessionRequest
+	15, // 56: headwater.v1.SessionService.ForkSession:input_type -> headwater.v1.ForkSessionRequest
+	17, // 57: headwater.v1.SessionService.TruncateSession:input_type -> headwater.v1.TruncateSessionRequest
+	19, // 58: headwater.v1.SessionService.PinSession:input_type -> headwater.v1.PinSessionRequest
+	21, // 59: headwater.v1.SessionService.DropSession:input_type -> headwater.v1.DropSessionRequest
+	23, // 60: headwater.v1.SessionService.ListSessions:input_type -> headwater.v1.ListSessionsRequest
+	30, // 61: headwater.v1.SessionService.ExportSession:input_type -> headwater.v1.ExportSessionRequest
+	32, // 62: headwater.v1.SessionService.AdoptSession:input_type -> headwater.v1.AdoptSessionRequest
+	34, // 63: headwater.v1.SessionService.Lane:input_type -> headwater.v1.LaneRequest
+	12, // 64: headwater.v1.SessionService.CreateSession:output_type -> headwater.v1.CreateSessionResponse
+	14, // 65: headwater.v1.SessionService.TakeSession:output_type -> headwater.v1.TakeSessionResponse
+	16, // 66: headwater.v1.SessionService.ForkSession:output_type -> headwater.v1.ForkSessionResponse
+	18, // 67: headwater.v1.SessionService.TruncateSession:output_type -> headwater.v1.TruncateSessionResponse
+	20, // 68: headwater.v1.SessionService.PinSession:output_type -> headwater.v1.PinSessionResponse
+	22, // 69: headwater.v1.SessionService.DropSession:output_type -> headwater.v1.DropSessionResponse
+	26, // 70: headwater.v1.SessionService.ListSessions:output_type -> headwater.v1.ListSessionsResponse
+	31, // 71: headwater.v1.SessionService.ExportSession:output_type -> headwater.v1.ExportSessionResponse
+	33, // 72: headwater.v1.SessionService.AdoptSession:output_type -> headwater.v1.AdoptSessionResponse
+	36, // 73: headwater.v1.SessionService.Lane:output_type -> headwater.v1.LaneResponse
+	64, // [64:74] is the sub-list for method output_type
+	54, // [54:64] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_headwater_v1_session_proto_init() }
@@ -4050,15 +4154,15 @@ func file_headwater_v1_session_proto_init() {
 	}
 	file_headwater_v1_worker_proto_init()
 	file_headwater_v1_session_proto_msgTypes[1].OneofWrappers = []any{}
-	file_headwater_v1_session_proto_msgTypes[12].OneofWrappers = []any{}
-	file_headwater_v1_session_proto_msgTypes[25].OneofWrappers = []any{}
+	file_headwater_v1_session_proto_msgTypes[13].OneofWrappers = []any{}
+	file_headwater_v1_session_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_headwater_v1_session_proto_rawDesc), len(file_headwater_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   38,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

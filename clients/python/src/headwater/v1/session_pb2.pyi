@@ -173,7 +173,7 @@ class LayerState(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., length: _Optional[int] = ..., hashes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ..., chain: _Optional[int] = ..., before: _Optional[_Union[LayerState, _Mapping]] = ..., append_id: _Optional[int] = ...) -> None: ...
 
 class SessionState(_message.Message):
-    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config", "truncation_id", "others", "lineage", "served")
+    __slots__ = ("session", "epoch", "truncations", "layers", "pinned", "page_bytes", "own_bytes", "name", "tenant", "created", "used", "holders", "config", "truncation_id", "others", "lineage", "served", "other_sides")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TRUNCATIONS_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +191,7 @@ class SessionState(_message.Message):
     OTHERS_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
+    OTHER_SIDES_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: Epoch
     truncations: int
@@ -208,7 +209,22 @@ class SessionState(_message.Message):
     others: _containers.RepeatedCompositeFieldContainer[Holder]
     lineage: _containers.RepeatedScalarFieldContainer[int]
     served: int
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., truncation_id: _Optional[int] = ..., others: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., lineage: _Optional[_Iterable[int]] = ..., served: _Optional[int] = ...) -> None: ...
+    other_sides: _containers.RepeatedCompositeFieldContainer[OtherSide]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[_Union[Epoch, _Mapping]] = ..., truncations: _Optional[int] = ..., layers: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., pinned: bool = ..., page_bytes: _Optional[int] = ..., own_bytes: _Optional[int] = ..., name: _Optional[str] = ..., tenant: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., holders: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., config: _Optional[_Union[SessionConfig, _Mapping]] = ..., truncation_id: _Optional[int] = ..., others: _Optional[_Iterable[_Union[Holder, _Mapping]]] = ..., lineage: _Optional[_Iterable[int]] = ..., served: _Optional[int] = ..., other_sides: _Optional[_Iterable[_Union[OtherSide, _Mapping]]] = ...) -> None: ...
+
+class OtherSide(_message.Message):
+    __slots__ = ("worker", "address", "epoch", "positions", "page_bytes")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    address: str
+    epoch: int
+    positions: int
+    page_bytes: int
+    def __init__(self, worker: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., positions: _Optional[int] = ..., page_bytes: _Optional[int] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
     __slots__ = ("session", "epoch", "config", "held", "tokens", "workers", "begin", "call")
