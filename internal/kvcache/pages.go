@@ -18,7 +18,7 @@ import (
 const (
 	leastMaxKept = 16 << 20
 	keptPart     = 8
-	keepFor      = time.Minute
+	keepFor      = 5 * time.Second // so that a worker is soon small again that nobody uses
 )
 
 // hugeBytes is the size of the processor's large pages of memory; full chunks consist of them.
