@@ -81,8 +81,9 @@ type workerOptions struct {
 	budget  int64
 	threads int
 	weight  int
-	// stream, where given, stands between the worker and its peer.
+	// stream and unary, where given, stand between the worker and its peer.
 	stream grpc.StreamServerInterceptor
+	unary  grpc.UnaryServerInterceptor
 	// stats, where given, is told of the worker's connections.
 	stats stats.Handler
 	// members, where given, are those of the cluster that it knows.
@@ -106,6 +107,9 @@ func startWorker(t *testing.T, name string, o workerOptions) *node {
 	options := rpc.ServerOptions()
 	if o.stream != nil {
 		options = append(options, grpc.ChainStreamInterceptor(o.stream))
+	}
+	if o.unary != nil {
+		options = append(options, grpc.ChainUnaryInterceptor(o.unary))
 	}
 	if o.stats != nil {
 		options = append(options, grpc.StatsHandler(o.stats))

@@ -24,6 +24,7 @@ import (
 const (
 	exportMethod = "/headwater.v1.SessionService/ExportSession"
 	fillMethod   = "/headwater.v1.FillService/FillSession"
+	dropMethod   = "/headwater.v1.SessionService/DropSession"
 )
 
 // hooked calls do before each call of a method on a worker, whose error is the call's.
@@ -201,5 +202,51 @@ func TestACopyWhoseEndsDieLeavesNothing(t *testing.T) {
 				t.Errorf("the session does not go on: %v", err)
 			}
 		})
+	}
+}
+
+// TestWhatAnAbandonedCopyLeftIsDropped: a copy is given up while its target can't be told. What it was filled with is no session: it is
+// dropped once the target answers, and nobody copies it.
+func TestWhatAnAbandonedCopyLeftIsDropped(t *testing.T) {
+	var fills, drops atomic.Int64
+	once := func(calls *atomic.Int64) error {
+		if calls.Add(1) == 1 {
+			return status.Error(codes.Unavailable, "the worker ends")
+		}
+		return nil
+	}
+	two := workers(2)
+	for i := range two {
+		two[i].stream = hooked(fillMethod, func() error { return once(&fills) })
+		two[i].unary = func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			if info.FullMethod == dropMethod {
+				if err := once(&drops); err != nil {
+					return nil, err
+				}
+			}
+			return handle(ctx, req)
+		}
+	}
+	c := startCluster(t, clusterOptions{workers: two})
+	s := openCopied(t, c, 1)
+	conns := fanout.NewConns(nil, rpc.DialOptions()...)
+	defer conns.Close()
+	holder := slices.IndexFunc(tellOf(t, conns, c, s.ID()), func(s *headwaterv1.SessionState) bool { return s != nil })
+	if err := c.Drain(t.Context(), c.workers[holder].Name, nil); err != nil {
+		t.Fatal(err)
+	}
+	if fills.Load() < 2 || drops.Load() < 2 {
+		t.Fatalf("%d copies were begun, and %d times something was dropped", fills.Load(), drops.Load())
+	}
+	for _, w := range c.workers {
+		resp, err := conns.List(t.Context(), w.Name, w.Address, &headwaterv1.ListSessionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, held := range resp.GetSessions() {
+			if id := s.ID(); w.Name == c.workers[holder].Name || !bytes.Equal(held.GetSession(), id[:]) {
+				t.Errorf("worker %s holds session %x", w.Name, held.GetSession())
+			}
+		}
 	}
 }

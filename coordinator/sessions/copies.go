@@ -36,8 +36,9 @@ const (
 	lookAtOnce    = 1000
 	// copiesAtOnce is for how many sessions something is done at once.
 	copiesAtOnce = 2
-	// maxKicked bounds the sessions that are looked at before all others.
-	maxKicked = 1 << 12
+	// maxKicked bounds the sessions that are looked at before all others, and maxAbandoned what is known of copies that were given up.
+	maxKicked    = 1 << 12
+	maxAbandoned = 1 << 12
 )
 
 // keeper makes the copies that sessions lack, frees what workers have of sessions that were left out of them, and moves sessions away
@@ -57,9 +58,11 @@ type keeper struct {
 	torn    map[[16]byte]tear      // sessions whose holders were told of different epochs, or of a closed one
 	hung    map[[16]byte]time.Time // since when a holder hangs of sessions that nobody has left it out of
 	twice   map[[16]byte]time.Time // since when sessions go on twice; zero once it is said
-	said    int                    // copies that the newest event says are missing
-	copies  uint64
-	looked  time.Time
+	// abandoned is what copies have left that were given up, by the id that it was filled under: it is no session that lacks copies.
+	abandoned map[[16]byte]abandoned
+	said      int // copies that the newest event says are missing
+	copies    uint64
+	looked    time.Time
 	// answered are the boots of the workers that answered at the newest look at all sessions.
 	answered [][16]byte
 	failed   string        // why the newest thing that was to be done could not be
@@ -69,7 +72,7 @@ type keeper struct {
 func newKeeper(r *Relay, perSecond int64) *keeper {
 	return &keeper{
 		Relay: r, rate: rate{perSecond: perSecond}, kick: make(chan struct{}, 1),
-		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{}, torn: map[[16]byte]tear{}, hung: map[[16]byte]time.Time{}, twice: map[[16]byte]time.Time{},
+		kicked: map[[16]byte]struct{}{}, lacking: map[[16]byte]int{}, lost: map[[16]byte]struct{}{}, begun: map[[16]byte]struct{}{}, torn: map[[16]byte]tear{}, hung: map[[16]byte]time.Time{}, twice: map[[16]byte]time.Time{}, abandoned: map[[16]byte]abandoned{},
 	}
 }
 
@@ -253,6 +256,10 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 			k.note(id, 0, false)
 			continue
 		}
+		if was, gone := k.dropAbandoned(ctx, id); was {
+			unfinished = unfinished || !gone
+			continue
+		}
 		p := k.plan(id, told[id], silent, described)
 		unfinished = k.sayTwice(p) || unfinished
 		if k.begins(p) {
@@ -278,6 +285,36 @@ func (k *keeper) tendAll(ctx context.Context, ids [][16]byte, some func(*plan) b
 		})
 	}
 	return tasks.Wait() != nil || left.Load() || unfinished
+}
+
+// abandoned is what a worker was filled with for a copy that was given up while it did not answer.
+type abandoned struct {
+	at   *fanout.Holder
+	call uint64
+}
+
+// abandon notes what a worker was filled with for a copy that was given up, and could not be told to drop. What is beyond maxAbandoned ends
+// by its TTL.
+func (k *keeper) abandon(filled [16]byte, at *fanout.Holder, call uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.abandoned) < maxAbandoned {
+		k.abandoned[filled] = abandoned{at, call}
+	}
+}
+
+// dropAbandoned drops what is left of a copy that was given up, if that is what an id stands for, and reports whether it is, and is gone.
+func (k *keeper) dropAbandoned(ctx context.Context, id [16]byte) (was, gone bool) {
+	k.mu.Lock()
+	left, was := k.abandoned[id]
+	k.mu.Unlock()
+	if !was || k.conns.DropFilled(ctx, id, left.at, left.call) != nil {
+		return was, false
+	}
+	k.mu.Lock()
+	delete(k.abandoned, id)
+	k.mu.Unlock()
+	return true, true
 }
 
 // begins reports whether a session may be in the making, as some of its workers hold nothing of it yet and others do not know it: at the

@@ -107,7 +107,7 @@ func New(c Config) *Relay {
 	}
 	r.copies = newKeeper(r, c.CopyRate)
 	r.security, r.quotas = c.Security, &quotas{r: r, last: map[string]*reported{}}
-	conns.OnCopy = r.copies.copying
+	conns.OnCopy, conns.OnAbandon = r.copies.copying, r.copies.abandon
 	r.locate = r.askWorkers
 	conns.OnLeave = r.left
 	conns.Locate = func(ctx context.Context, id [16]byte) (*fanout.Holding, error) { return r.locate(ctx, id) }

@@ -25,6 +25,9 @@ type Conns struct {
 	// OnCopy, unless nil, is called before so many bytes of a session are copied, and may wait; not for long if the session stands
 	// still meanwhile. Set it before calls are made.
 	OnCopy func(ctx context.Context, bytes int, still bool) error
+	// OnAbandon, unless nil, is called when a copy is given up and its target can not be told to drop what it was filled with, under an id
+	// of its own that this call has made. Set it before calls are made.
+	OnAbandon func(filled [16]byte, target *Holder, call uint64)
 	// Locate, unless nil, says who holds a session now. Set it before calls are made.
 	Locate func(ctx context.Context, session [16]byte) (*Holding, error)
 

@@ -41,10 +41,21 @@ func (c *Conns) Restore(ctx context.Context, h *Holding, state *headwaterv1.Sess
 	if err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.abandonTimeout)
 		defer cancel()
-		_ = c.drop(ctx, []*Holder{target}, always, &headwaterv1.DropSessionRequest{Session: r.temp[:], Call: r.call}) // else it ends by its TTL
+		if left := c.DropFilled(ctx, r.temp, target, r.call); left != nil && c.OnAbandon != nil {
+			c.OnAbandon(r.temp, target, r.call)
+		} // else it ends by its TTL
 		return fmt.Errorf("copy session %x to worker %q: %w", state.GetSession(), target.Name, err)
 	}
 	return nil
+}
+
+// DropFilled drops what the target of a copy that was given up was filled with, if there is any.
+func (c *Conns) DropFilled(ctx context.Context, filled [16]byte, target *Holder, call uint64) error {
+	err := c.drop(ctx, []*Holder{target}, always, &headwaterv1.DropSessionRequest{Session: filled[:], Call: call})
+	if Is(err, session.Unknown) {
+		return nil
+	}
+	return err
 }
 
 // Release leaves holders out of a session whose groups others have as well, and drops what they have of it, while the session goes
