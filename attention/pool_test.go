@@ -9,7 +9,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"headwater.example/internal/testkit/await"
 	"headwater.example/tensor"
 )
 
@@ -120,7 +122,7 @@ func TestPoolIsShared(t *testing.T) {
 			}
 		})
 	}
-	all.Wait()
+	await.All(t, &all, "the end of all calls")
 	if n := p.threads - p.free; n != 0 { // nobody holds one any more
 		t.Errorf("%d threads are busy at the end", n)
 	}
@@ -164,8 +166,11 @@ func TestBackgroundGivesWay(t *testing.T) {
 					for range threads {
 						others.Go(run)
 					}
-					for p.urgent.Load() < int32(threads) {
-						runtime.Gosched()
+					for late := time.Now().Add(await.Patience); p.urgent.Load() < int32(threads); runtime.Gosched() {
+						if time.Now().After(late) {
+							t.Errorf("%d calls of the foreground wait, not %d", p.urgent.Load(), threads)
+							return
+						}
 					}
 				})
 			}}
@@ -179,7 +184,7 @@ func TestBackgroundGivesWay(t *testing.T) {
 				t.Error("the background call has not waited for the foreground call")
 			}
 			thread.Release()
-			others.Wait()
+			await.All(t, &others, "the end of the foreground")
 			long.sameRows(t, "background", want, out, 0, 24, 0, 2)
 		})
 	}
@@ -203,12 +208,10 @@ func TestPoolTakesTurns(t *testing.T) {
 			got = append(got, fmt.Sprint(name, i)) // guarded by the only thread
 			thread.Release()
 		})
-		for p.waits.Load() != int32(i+1) {
-			runtime.Gosched()
-		}
+		await.That(t, "a call that waits for a thread", func() bool { return p.waits.Load() == int32(i+1) })
 	}
 	first.Release()
-	all.Wait()
+	await.All(t, &all, "the end of all calls")
 	if want := "[f0 f1 f2 b7 f3 f4 f5 b8 f6 b9]"; fmt.Sprint(got) != want {
 		t.Errorf("turns were taken as %v, want %s", got, want)
 	}
@@ -252,14 +255,12 @@ func TestCallsGiveWayInStretches(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		for p.waits.Load() != 1 {
-			runtime.Gosched()
-		}
+		await.That(t, "a call that waits for a thread", func() bool { return p.waits.Load() == 1 })
 		if err := first.share(context.Background(), paced{"a", c.work, &ran}, 7, true); err != nil {
 			t.Error(err)
 		}
 		first.Release()
-		other.Wait()
+		await.All(t, &other, "the end of the other call")
 		p.Close()
 		if fmt.Sprint(ran) != c.want {
 			t.Errorf("%v before %v, %d multiply-adds a task: %v, want %s", c.first, c.second, c.work, ran, c.want)
@@ -294,12 +295,10 @@ func TestFlowsTakeTurns(t *testing.T) {
 				thread.did(int(turn.Work), selected.Load().kernel)
 				thread.Release()
 			})
-			for p.waits.Load() != int32(i+1) {
-				runtime.Gosched()
-			}
+			await.That(t, "a call that waits for a thread", func() bool { return p.waits.Load() == int32(i+1) })
 		}
 		first.Release()
-		all.Wait()
+		await.All(t, &all, "the end of all calls")
 		if fmt.Sprint(got) != k.want {
 			t.Errorf("turns were taken as %v, want %s", got, k.want)
 		}
@@ -317,30 +316,26 @@ func TestAcquireEnds(t *testing.T) {
 		_, err := p.Acquire(ctx, Foreground)
 		failed <- err
 	}()
-	for p.waits.Load() == 0 {
-		runtime.Gosched()
-	}
+	await.That(t, "a call that waits for a thread", func() bool { return p.waits.Load() > 0 })
 	cancel(cause)
-	if err := <-failed; !errors.Is(err, cause) {
+	if err := await.One(t, failed, "the end of a cancelled call"); !errors.Is(err, cause) {
 		t.Errorf("got %v, want %v", err, cause)
 	}
 	closed := make(chan struct{})
 	go func() { p.Close(); close(closed) }()
-	for {
+	await.That(t, "that the pool gives no thread any more", func() bool {
 		thread, err := p.Acquire(ctx, Foreground)
-		if errors.Is(err, ErrClosed) {
-			break
-		}
 		if thread != nil {
 			t.Fatal("a thread was had twice")
 		}
-	}
+		return errors.Is(err, ErrClosed)
+	})
 	select {
 	case <-closed:
 		t.Error("a pool closed while a thread of it was in use")
 	default:
 	}
 	first.Release()
-	<-closed
+	await.One(t, closed, "the end of the pool")
 	p.Close()
 }

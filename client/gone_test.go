@@ -12,6 +12,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker"
 )
@@ -155,11 +156,11 @@ func TestAClientIsGone(t *testing.T) {
 					_, err := attended(t, s, 0, one)
 					said <- err
 				}()
-				<-d.arrived
+				await.One(t, d.arrived, "the step, at the second worker")
 				if err := mine.Close(); err != nil {
 					t.Error(err)
 				}
-				if err := <-said; !errors.Is(err, client.ErrClosed) {
+				if err := await.One(t, said, "the end of a step of a closed client"); !errors.Is(err, client.ErrClosed) {
 					t.Errorf("a step of a client that is closed under it: %v", err)
 				}
 			},
@@ -195,7 +196,7 @@ func TestAClientIsGone(t *testing.T) {
 				d.open()
 				_ = mine.Close() // it may be closed already
 				for range c.workers {
-					<-d.lanes
+					await.One(t, d.lanes, "the end of a lane")
 				}
 				for i, now := range c.counts(t) {
 					if now.steps != 0 || now.tokens != 0 || now.lanes != 0 {
@@ -234,10 +235,10 @@ func cancelled(t *testing.T, d *door, call func(ctx context.Context) error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	said := make(chan error, 1)
 	go func() { said <- call(ctx) }()
-	<-d.arrived
+	await.One(t, d.arrived, "the call, at the second worker")
 	cancel()
-	if err := <-said; !errors.Is(err, context.Canceled) {
+	if err := await.One(t, said, "the end of a cancelled call"); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	<-d.done
+	await.One(t, d.done, "the end of the call at the second worker")
 }

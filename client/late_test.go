@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"math"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -17,6 +17,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/membership"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker"
 )
@@ -65,7 +66,10 @@ func (k *keeper) pass(method string) {
 	k.mu.Unlock()
 	if kept {
 		close(arrived)
-		<-release
+		select {
+		case <-release:
+		case <-time.After(await.Patience): // the test has failed before it let go
+		}
 	}
 }
 
@@ -119,6 +123,21 @@ const (
 	truncateMethod = headwaterv1.SessionService_TruncateSession_FullMethodName
 )
 
+// endsAt is a context that is cancelled when a message has arrived. If none does, it ends by its deadline.
+func endsAt(t *testing.T, arrived <-chan struct{}) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), await.Patience)
+	t.Cleanup(cancel)
+	go func() {
+		defer cancel()
+		select {
+		case <-arrived:
+		case <-ctx.Done():
+		}
+	}()
+	return ctx
+}
+
 // eachKept runs a test on n workers, each with its keeper, through the coordinator and directly.
 func eachKept(t *testing.T, n int, test func(t *testing.T, c *real, keepers []*keeper, direct bool)) {
 	for _, direct := range []bool{false, true} {
@@ -143,7 +162,7 @@ func until(t *testing.T, m membership.Member, id client.SessionID, holds func(*h
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for {
+	await.That(t, "the awaited state of session "+id.String(), func() bool {
 		resp, err := headwaterv1.NewSessionServiceClient(conn).ListSessions(t.Context(), &headwaterv1.ListSessionsRequest{Sessions: [][]byte{id[:]}})
 		if err != nil {
 			t.Fatal(err)
@@ -152,11 +171,8 @@ func until(t *testing.T, m membership.Member, id client.SessionID, holds func(*h
 		if len(resp.GetSessions()) > 0 {
 			state = resp.GetSessions()[0]
 		}
-		if holds(state) {
-			return
-		}
-		runtime.Gosched()
-	}
+		return holds(state)
+	})
 }
 
 var twoGroups = []client.Layer{{Heads: 4, KVHeads: 2, HeadDim: 8}}
@@ -197,18 +213,17 @@ func TestTwoFailedStepsAreNotMixed(t *testing.T) {
 			}
 		}
 		arrived, letGo := keepers[slow].keep(laneMethod)
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() { <-arrived; cancel() }()
+		ctx := endsAt(t, arrived)
 		if err := s.Step(ctx, 0, first.q, first.k, first.v, make([]float32, first.n*4*8), nil); err == nil {
 			t.Fatal("a step that no worker has done")
 		}
-		<-arrived
+		await.One(t, arrived, "the step, at the worker that keeps it")
 		second := project(r, twoGroups[0], 3)
 		done := make(chan error, 1)
 		go func() { done <- s.Step(t.Context(), 0, nil, second.k, second.v, nil, nil) }()
 		until(t, c.members[1-slow], s.ID(), func(s *headwaterv1.SessionState) bool { return s.GetLayers()[0].GetLength() == 8 })
 		letGo()
-		if err := <-done; err == nil {
+		if err := await.One(t, done, "the end of the second step"); err == nil {
 			m.append(0, second)
 		}
 		taken, err := dial(t, c.address).Attach(t.Context(), s.ID(), client.AttachOptions{Direct: direct})
@@ -236,11 +251,11 @@ func TestAForkHasNothingOfAFailedStep(t *testing.T) {
 		step(t, s, m, r, 0, 10)
 		x := project(r, twoGroups[0], 300)
 		arrived, letGo := keepers[1].keep(laneMethod)
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() { <-arrived; cancel() }()
+		ctx := endsAt(t, arrived)
 		if err := s.Step(ctx, 0, x.q, x.k, x.v, make([]float32, x.n*4*8), nil); err == nil {
 			t.Fatal("a step that was kept back")
 		}
+		await.One(t, arrived, "the step, at the worker that keeps it")
 		child, err := s.Fork(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -260,8 +275,7 @@ func TestATruncationThatComesLateTakesNothingBack(t *testing.T) {
 		s, m := open(t, c.Client, client.SessionOptions{Layers: twoGroups, Direct: direct}), newModel(twoGroups)
 		step(t, s, m, r, 0, 20)
 		arrived, letGo := keepers[0].keep(truncateMethod)
-		ctx, cancel := context.WithCancel(t.Context())
-		go func() { <-arrived; cancel() }()
+		ctx := endsAt(t, arrived)
 		if err := s.Truncate(ctx, 5); !errors.Is(err, context.Canceled) {
 			t.Fatalf("a truncation that was kept back: %v", err)
 		}
@@ -289,8 +303,7 @@ func TestWhatIsGivenUpDoesNotStay(t *testing.T) {
 			forkMethod:   func(ctx context.Context) error { _, err := s.Fork(ctx); return err },
 		} {
 			arrived, letGo := keepers[0].keep(method)
-			ctx, cancel := context.WithCancel(t.Context())
-			go func() { <-arrived; cancel() }()
+			ctx := endsAt(t, arrived)
 			if err := call(ctx); !errors.Is(err, context.Canceled) {
 				t.Fatalf("%s was kept back: %v", method, err)
 			}

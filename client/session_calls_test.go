@@ -23,6 +23,7 @@ import (
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 	"headwater.example/worker"
@@ -276,7 +277,10 @@ func TestAWorkerThatHangsMayHoldTheSession(t *testing.T) {
 	c := startCounted(t, 2, worker.Config{}, func(worker int) []grpc.ServerOption {
 		return []grpc.ServerOption{grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 			if worker == 1 && hangs.Load() && info.FullMethod == headwaterv1.SessionService_ListSessions_FullMethodName {
-				<-goOn
+				select {
+				case <-goOn:
+				case <-ctx.Done(): // as when the test has failed
+				}
 			}
 			return handle(ctx, req)
 		})}
@@ -295,7 +299,7 @@ func TestAWorkerThatHangsMayHoldTheSession(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	tasks.Wait()
+	await.All(t, &tasks, "the answers about a worker that hangs")
 	close(goOn)
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/snapshot"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 	"headwater.example/worker"
@@ -442,7 +443,10 @@ func TestASnapshotOfASessionThatGoesOnFar(t *testing.T) {
 				return handle(ctx, req)
 			}
 			if worker == 0 {
-				<-goOn
+				select {
+				case <-goOn:
+				case <-ctx.Done(): // as when the test has failed
+				}
 				return handle(ctx, req)
 			}
 			defer once.Do(func() { close(forked) })
@@ -458,10 +462,10 @@ func TestASnapshotOfASessionThatGoesOnFar(t *testing.T) {
 		_, err := c.SnapshotSession(t.Context(), s.ID(), &file, nil)
 		said <- err
 	}()
-	<-forked
+	await.One(t, forked, "the fork at the second worker")
 	grow(t, s, m, r, 60, 1)
 	close(goOn)
-	if err := <-said; err != nil {
+	if err := await.One(t, said, "the snapshot"); err != nil {
 		t.Fatal(err)
 	}
 	back := restore(t, c.Client, file.Bytes(), client.RestoreOptions{})
@@ -510,7 +514,7 @@ func TestASnapshotOfASessionThatGoesOn(t *testing.T) {
 			files = append(files, file.Bytes())
 		}
 		close(stop)
-		<-done
+		await.One(t, done, "the end of the driver")
 		if _, n := pages(t, c.Client); n != 1 {
 			t.Fatalf("%d sessions are there", n)
 		}

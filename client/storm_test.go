@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"headwater.example/client"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker"
 )
@@ -47,11 +48,11 @@ func TestWhatIsHalfDroppedIsGone(t *testing.T) {
 			arrived, letGo := keepers[late].keep(headwaterv1.SessionService_DropSession_FullMethodName)
 			dropped := make(chan error, 1)
 			go func() { dropped <- c.DropSession(t.Context(), s.ID()) }()
-			<-arrived
+			await.One(t, arrived, "the drop, at the worker that keeps it")
 			until(t, c.members[1-late], s.ID(), func(s *headwaterv1.SessionState) bool { return s == nil })
 			asked("half dropped")
 			letGo()
-			if err := <-dropped; err != nil {
+			if err := await.One(t, dropped, "the end of the drop"); err != nil {
 				t.Error(err)
 			}
 			asked("dropped")
@@ -124,7 +125,7 @@ func TestWhatOthersDropIsGoneInAStorm(t *testing.T) {
 				}
 			})
 		}
-		storm.Wait()
+		await.All(t, &storm, "the end of the storm")
 	}
 	if all, err := c.Sessions(t.Context()); err != nil || len(all.Sessions) != 0 {
 		t.Errorf("%v are held in the end, %v", all, err)

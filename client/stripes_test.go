@@ -2,7 +2,6 @@ package client_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -14,6 +13,7 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/client"
+	"headwater.example/internal/testkit/await"
 	"headwater.example/tensor"
 )
 
@@ -252,7 +252,7 @@ func TestStripesOutliveAWorker(t *testing.T) {
 			many.servers[1].stop()
 			w.walk(10)
 			// The copies that are missing are made again, of each shard alone.
-			comesTo(t, func() bool {
+			await.That(t, "both copies of each shard", func() bool {
 				state, err := own.FindSession(t.Context(), w.striped.ID())
 				if err != nil {
 					return false
@@ -337,22 +337,6 @@ func TestStripesThatCanNotBe(t *testing.T) {
 	many2 := client.Layer{Heads: 4096, KVHeads: 4096, HeadDim: 1}
 	if _, err := own.OpenSession(t.Context(), client.SessionOptions{Layers: []client.Layer{many2}, Stripes: 2}); !errors.Is(err, client.ErrRefused) {
 		t.Error(err)
-	}
-}
-
-// comesTo waits until something is so.
-func comesTo(t testing.TB, so func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !so() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatal("it did not come to that within a minute")
-		}
 	}
 }
 

@@ -3,6 +3,7 @@ package coordinator_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"headwater.example/internal/dashboard"
 	"headwater.example/internal/explain"
 	"headwater.example/internal/jobfile"
+	"headwater.example/internal/testkit/await"
 	"headwater.example/tensor"
 )
 
@@ -41,18 +43,18 @@ func (s *scene) step() {
 // next steps until a watcher has been sent where a query from a position on looks, and checks that.
 func (s *scene) next(group int, from int64) *dashboard.Attention {
 	s.t.Helper()
-	for {
+	var found *dashboard.Attention
+	await.That(s.t, fmt.Sprintf("a look at a query from position %d on", from), func() bool {
 		s.step()
 		select {
-		case a := <-s.looks:
-			if a.Position < from {
-				continue
-			}
-			s.check(group, a)
-			return a
+		case found = <-s.looks:
+			return found.Position >= from
 		default:
+			return false
 		}
-	}
+	})
+	s.check(group, found)
+	return found
 }
 
 // check compares a group's weights with softmax(q·k/√d).
@@ -114,7 +116,7 @@ func TestASessionIsWatchedAlsoAfterItsWorkerIsGone(t *testing.T) {
 	}
 	s.next(group, before.Position+100)
 	leave()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
+	if err := await.One(t, ended, "the end of the watch"); !errors.Is(err, context.Canceled) {
 		t.Errorf("the watch ended with %v", err)
 	}
 	gone := dashboard.Look{Session: strings.Repeat("ab", 16)}
@@ -135,7 +137,7 @@ func TestARunningJobIsLookedAt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-h.arrived
+	await.One(t, h.arrived, "the job's first answer, at the worker")
 	f, err := tensor.Open(path)
 	if err != nil {
 		t.Fatal(err)

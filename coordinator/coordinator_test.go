@@ -25,6 +25,7 @@ import (
 	"headwater.example/client"
 	"headwater.example/coordinator"
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
@@ -321,7 +322,7 @@ func (c *cluster) two(t *testing.T, path string, h *held) (ids []string) {
 		}
 		ids = append(ids, job.ID)
 	}
-	<-h.arrived
+	await.One(t, h.arrived, "the job's first answer, at the worker")
 	return ids
 }
 
@@ -364,7 +365,7 @@ func TestJobsOutliveTheCoordinator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-h.arrived
+	await.One(t, h.arrived, "the job's first answer, at the worker")
 	c.stop() // in the middle of the job
 	if err := os.WriteFile(filepath.Join(data, "jobs", "left-over"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
@@ -463,7 +464,7 @@ func TestAClockThatGoesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-slow.arrived
+	await.One(t, slow.arrived, "the job's first answer, at the worker")
 	clock.Add(-int64(time.Hour))
 	close(slow.release)
 	if job, err = c.Wait(t.Context(), job.ID, nil); err != nil || job.Ended.Before(job.Started) {

@@ -18,6 +18,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
@@ -50,7 +51,7 @@ func TestFlippedBitInTheSpoolIsNoResult(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-h.arrived
+	await.One(t, h.arrived, "the job's first answer, at the worker")
 	second, err := c.Submit(t.Context(), client.SubmitOptions{Path: path, Key: "k"})
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +160,7 @@ func TestKillsOfTheCoordinatorCostNoJob(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 5 {
-		<-h.arrived
+		await.One(t, h.arrived, "the job's first answer, at the worker")
 		data = copyData(t, data)
 		c.stop()
 		c.start(t, coordinator.Config{DataDir: data})
@@ -180,7 +181,7 @@ func TestJobThatCrashesItsCoordinatorIsNotRunForEver(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 {
-		<-h.arrived
+		await.One(t, h.arrived, "the job's first answer, at the worker")
 		data = copyData(t, data)
 		if err := os.WriteFile(filepath.Join(data, "crash.log"), []byte("fatal error: out of memory\n"), 0o600); err != nil {
 			t.Fatal(err)
@@ -270,7 +271,7 @@ func TestFullDiskRefusesNewJobsAndKeepsAccepted(t *testing.T) {
 		}
 		same(t, id, want, c.fetch(t, id))
 	}
-	<-waits
+	await.One(t, waits, "the end of the watch")
 	if ballast != "" {
 		t.Error("no job has waited for room")
 	}
@@ -298,17 +299,15 @@ func TestACancellationOnAFullDiskWaitsForRoom(t *testing.T) {
 		_, err := c.Cancel(t.Context(), ids[1])
 		cancelled <- err
 	}()
-	for {
-		if _, err := os.Stat(filepath.Join(data, "jobs", ids[1]+".safetensors")); errors.Is(err, fs.ErrNotExist) {
-			break // the cancellation has begun
-		}
-		time.Sleep(time.Millisecond) // nothing tells
-	}
+	await.That(t, "the beginning of the cancellation", func() bool {
+		_, err := os.Stat(filepath.Join(data, "jobs", ids[1]+".safetensors"))
+		return errors.Is(err, fs.ErrNotExist)
+	})
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
 	close(h.release)
-	if err := <-cancelled; err != nil {
+	if err := await.One(t, cancelled, "the end of the cancellation"); err != nil {
 		t.Error(err)
 	}
 	if job, err := c.Get(t.Context(), ids[1]); err != nil || job.State != client.JobCancelled {
@@ -333,18 +332,14 @@ func TestTheListOfWorkersIsKeptOnceThereIsRoom(t *testing.T) {
 	var log lines
 	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	c.start(t, config)
-	for len(log.of("are not kept for the next start")) == 0 {
-		time.Sleep(time.Millisecond) // nothing tells
-	}
+	await.That(t, "the warning that the workers are not kept", func() bool { return len(log.of("are not kept for the next start")) > 0 })
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		if _, err := os.Stat(list); err == nil {
-			break
-		}
-		time.Sleep(time.Millisecond)
-	}
+	await.That(t, "the list of workers on the disk", func() bool {
+		_, err := os.Stat(list)
+		return err == nil
+	})
 	if found := log.of("are not kept for the next start"); len(found) != 1 {
 		t.Errorf("%q", found)
 	}

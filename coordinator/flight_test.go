@@ -3,7 +3,6 @@ package coordinator_test
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"sync"
 	"testing"
 
@@ -13,6 +12,7 @@ import (
 	"headwater.example/coordinator/sessions"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -78,15 +78,11 @@ func readNothing(t *testing.T, conn *grpc.ClientConn, workers int, limit int64, 
 		})
 	}
 	// 160 answers of 2 MiB would be eight times the bound. A call of which nothing is read keeps one answer at least.
-	for state().Answers < (lanes-1)*2<<20 {
-		runtime.Gosched()
-	}
+	await.That(t, "the answers that fill the room", func() bool { return state().Answers >= (lanes-1)*2<<20 })
 	if s := state(); s.Peak > 2*limit {
 		t.Errorf("%d workers: %+v, the bound is %d in each direction", workers, s, limit)
 	}
 	_ = conn.Close()
-	sends.Wait()
-	for s := state(); s.Answers+s.Received > 0; s = state() {
-		runtime.Gosched()
-	}
+	await.All(t, &sends, "the end of sending on a closed connection")
+	await.That(t, "the room of a closed connection", func() bool { s := state(); return s.Answers+s.Received == 0 })
 }

@@ -1,6 +1,7 @@
 package coordinator_test
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"headwater.example/coordinator"
 	"headwater.example/internal/dashboard"
 	"headwater.example/internal/observe"
+	"headwater.example/internal/testkit/await"
 )
 
 // TestALostWorkerIsSeen: when one of two workers is lost, the dashboard shows the failover and the shards that lack their copy, and
@@ -54,7 +56,7 @@ func TestALostWorkerIsSeen(t *testing.T) {
 			if p.Coordinator.CopiesLacking == lacking && p.Coordinator.CopiesMade == made && !slices.ContainsFunc(texts, lacks) {
 				return p.Coordinator
 			}
-			<-changed
+			await.One(t, changed, fmt.Sprintf("%d copies lacking, %d made, and the events %q; there are %+v", lacking, made, texts, p.Coordinator))
 		}
 	}
 	step()

@@ -2,6 +2,7 @@ package coordinator_test
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	known "headwater.example/coordinator/workers"
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/await"
 )
 
 // records are lines of a log, each of which is told.
@@ -38,7 +40,8 @@ func (r *records) Write(p []byte) (int, error) {
 }
 
 // await waits for a line that has all the words.
-func (r *records) await(words ...string) {
+func (r *records) await(t *testing.T, words ...string) {
+	t.Helper()
 	for {
 		r.mu.Lock()
 		all := r.lines.String()
@@ -52,7 +55,7 @@ func (r *records) await(words ...string) {
 				return
 			}
 		}
-		<-r.told
+		await.One(t, r.told, fmt.Sprintf("a line of the log with %q", words))
 	}
 }
 
@@ -69,7 +72,7 @@ func TestLosingAWorkerIsLoggedWithItsSessions(t *testing.T) {
 	}
 	gone, stays := c.workers[0].Member, c.workers[1].Member
 	c.view.set(stays)
-	logs.await("level=WARN", "a worker is gone that holds sessions", "worker="+gone.Name, "sessions=10", "and 2 more")
+	logs.await(t, "level=WARN", "a worker is gone that holds sessions", "worker="+gone.Name, "sessions=10", "and 2 more")
 	named := 0
 	logs.mu.Lock()
 	for _, id := range ids {
@@ -83,7 +86,7 @@ func TestLosingAWorkerIsLoggedWithItsSessions(t *testing.T) {
 	restarted := stays
 	restarted.Boot = [16]byte{1}
 	c.view.set(restarted)
-	logs.await("level=WARN", "a worker was restarted that held sessions", "worker="+stays.Name, "sessions=10")
+	logs.await(t, "level=WARN", "a worker was restarted that held sessions", "worker="+stays.Name, "sessions=10")
 }
 
 func TestWhoIsLeftOutIsShown(t *testing.T) {

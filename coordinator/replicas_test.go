@@ -16,6 +16,7 @@ import (
 	"headwater.example/coordinator"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/tensor"
 )
@@ -151,7 +152,7 @@ func TestMissingCopiesAreMade(t *testing.T) {
 			// twice waits until each shard has two holders that answer, while the session goes on.
 			twice := func(alive ...*node) {
 				t.Helper()
-				for {
+				await.That(t, "two copies of each shard", func() bool {
 					both(1)
 					found, err := c.FindSession(t.Context(), s.ID())
 					if err != nil {
@@ -165,10 +166,8 @@ func TestMissingCopiesAreMade(t *testing.T) {
 							}
 						}
 					}
-					if shards == 2*(4+2+1) {
-						return
-					}
-				}
+					return shards == 2*(4+2+1)
+				})
 			}
 			both(150)
 			if err := s.Truncate(t.Context(), 130); err != nil {

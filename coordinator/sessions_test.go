@@ -8,6 +8,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/coordinator"
+	"headwater.example/internal/testkit/await"
 )
 
 // conns tells of a worker's connections as they come, 1, and go, -1.
@@ -37,8 +38,12 @@ func TestConnectionsToWorkersThatLeftEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.view.set(stays)
-	for open += <-told; open > 0; {
-		open += <-told
+	next := func() {
+		t.Helper()
+		open += await.One(t, told, "a connection to the worker that has left, or the end of one")
+	}
+	for next(); open > 0; {
+		next()
 	}
 
 	row := make([]float32, 8)
@@ -63,7 +68,7 @@ func TestConnectionsToWorkersThatLeftEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	for open > 0 {
-		open += <-told
+		next()
 	}
 }
 

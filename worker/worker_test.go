@@ -13,6 +13,7 @@ import (
 	"headwater.example/attention"
 	"headwater.example/internal/kvcache"
 	"headwater.example/internal/processor"
+	"headwater.example/internal/testkit/await"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -125,7 +126,7 @@ func TestMemoryOfEndedJobsIsSpareForAWhile(t *testing.T) {
 	ticks <- time.Time{}
 	ticks <- time.Time{}
 	cancel()
-	<-ended
+	await.One(t, ended, "the end of expiring")
 	if used, spare := tell(); used != 0 || spare != 0 {
 		t.Errorf("two ticks on: %d bytes in use, %d spare", used, spare)
 	}

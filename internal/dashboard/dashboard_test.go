@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"headwater.example/internal/observe"
+	"headwater.example/internal/testkit/await"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -146,7 +147,7 @@ func TestViewersShareOnePictureAndNobodyAsksWhenNobodyLooks(t *testing.T) {
 		go func() { done <- look(t, s, "", 2, 0).pictures[1] }()
 	}
 	for range viewers {
-		if got := <-done; got.Name != "c" {
+		if got := await.One(t, done, "what a viewer sees"); got.Name != "c" {
 			t.Errorf("a viewer sees %+v", got)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"headwater.example/internal/testkit/await"
 	"headwater.example/tensor"
 )
 
@@ -41,7 +42,7 @@ func TestOthersGoOnWhileManySessionsExpire(t *testing.T) {
 	if expired := st.Expire(); expired != n {
 		t.Fatalf("%d sessions expired, want %d", expired, n)
 	}
-	if left := <-seen; left == 0 {
+	if left := await.One(t, seen, "a call beside the expiry"); left == 0 {
 		t.Error("a call on the store waited until all sessions had expired")
 	}
 	audit(t, st, nil)

@@ -14,6 +14,7 @@ import (
 	"headwater.example/client"
 	"headwater.example/internal/cli"
 	"headwater.example/internal/localcluster"
+	"headwater.example/internal/testkit/await"
 )
 
 // asProgram makes this binary the program coord.
@@ -112,7 +113,7 @@ func TestProcessesCanBeKilledAndTheCoordinatorStartedAgain(t *testing.T) {
 		t.Fatal("the worker lives")
 	}
 	cluster.KillCoordinator()
-	<-cluster.Done()
+	await.One(t, cluster.Done(), "that the cluster is found to have ended")
 	if err := cluster.RestartCoordinator(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/await"
 	"headwater.example/worker"
 )
 
@@ -41,7 +42,7 @@ func TestAWorkerAttendsRightly(t *testing.T) {
 	t.Cleanup(func() {
 		_ = conns.Close()
 		server.Stop()
-		if err := <-served; err != nil {
+		if err := await.One(t, served, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 		w.Close()

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -76,7 +77,7 @@ func TestMemoryIsUsedAgainOnlyOnceItIsWritten(t *testing.T) {
 		}
 		i++
 	}
-	if err := <-sent; err != nil {
+	if err := await.One(t, sent, "the end of sending"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) || i != pieces {

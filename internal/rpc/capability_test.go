@@ -24,6 +24,7 @@ import (
 	"headwater.example/internal/capability"
 	"headwater.example/internal/certs"
 	"headwater.example/internal/tenants"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -130,7 +131,7 @@ func served(t *testing.T, s *Security, register func(grpc.ServiceRegistrar)) (ad
 	go func() { ended <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Stop()
-		if err := <-ended; err != nil {
+		if err := await.One(t, ended, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -44,7 +45,7 @@ func fly(t *testing.T, cfg FlightConfig, handle func(stream grpc.ServerStream) e
 	t.Cleanup(func() {
 		conn.Close()
 		server.Stop()
-		<-served
+		await.One(t, served, "the end of the server")
 		// Handlers may return after the server has stopped.
 		flown.until(t, "is empty", func(s FlightState) bool { s.Peak = 0; return s == FlightState{} })
 	})
@@ -66,15 +67,10 @@ func block(n int) *headwaterv1.SubmitRequest {
 	return &headwaterv1.SubmitRequest{Request: &headwaterv1.SubmitRequest_Data{Data: make([]byte, n)}}
 }
 
-// until waits for a state; a test that waits for ever ends by its timeout.
+// until waits for a state.
 func (f *flown) until(t *testing.T, what string, is func(FlightState) bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !is(f.flight.State()); {
-		if time.Now().After(deadline) {
-			t.Fatalf("never %s: %+v", what, f.flight.State())
-		}
-		time.Sleep(time.Millisecond) // polls, since a flight tells nobody of its state
-	}
+	await.That(t, "a flight that "+what, func() bool { return is(f.flight.State()) })
 }
 
 // TestAMessageIsCountedBeforeItIsRead lets a message wait for room until another's memory is free.
@@ -87,7 +83,10 @@ func TestAMessageIsCountedBeforeItIsRead(t *testing.T) {
 			return err
 		}
 		got <- memory
-		<-free
+		select {
+		case <-free:
+		case <-stream.Context().Done(): // the test has failed
+		}
 		memory.Free()
 		return nil
 	})
@@ -95,7 +94,7 @@ func TestAMessageIsCountedBeforeItIsRead(t *testing.T) {
 	if err := first.SendMsg(block(size)); err != nil {
 		t.Fatal(err)
 	}
-	<-got
+	await.One(t, got, "a message, at the server")
 	sent := make(chan error, 1)
 	go func() { sent <- second.SendMsg(block(size)) }()
 	f.until(t, "waits a message", func(s FlightState) bool { return s.Waiting == 1 })
@@ -103,14 +102,14 @@ func TestAMessageIsCountedBeforeItIsRead(t *testing.T) {
 		t.Errorf("%d bytes are counted while the second waits", in)
 	}
 	free <- struct{}{}
-	<-got
+	await.One(t, got, "a message, at the server")
 	free <- struct{}{}
 	for _, s := range []grpc.ClientStream{first, second} {
 		if err := s.RecvMsg(&headwaterv1.SubmitResponse{}); err == nil || status.Code(err) == codes.ResourceExhausted {
 			t.Errorf("the call ended with %v", err)
 		}
 	}
-	if err := <-sent; err != nil {
+	if err := await.One(t, sent, "the end of sending"); err != nil {
 		t.Error(err)
 	}
 }
@@ -169,7 +168,7 @@ func TestTenantsTakeTurnsWhereThereIsNoRoom(t *testing.T) {
 		(&flown{flight: f}).until(t, "waits", func(s FlightState) bool { return s.Waiting == i })
 	}
 	shares["first"].end()
-	all.Wait()
+	await.All(t, &all, "all messages")
 	if got := fmt.Sprint(order); got != "[ann bob ann bob ann ann ann]" {
 		t.Errorf("messages were let in as %s", got)
 	}
@@ -256,7 +255,13 @@ func TestConnectionsAreBounded(t *testing.T) {
 
 func TestCallsAreBounded(t *testing.T) {
 	wait := make(chan struct{})
-	f := fly(t, FlightConfig{Streams: 1}, func(grpc.ServerStream) error { <-wait; return nil })
+	f := fly(t, FlightConfig{Streams: 1}, func(stream grpc.ServerStream) error {
+		select {
+		case <-wait:
+		case <-stream.Context().Done(): // the test has failed
+		}
+		return nil
+	})
 	first := f.call(t, t.Context())
 	f.until(t, "is open", func(s FlightState) bool { return s.Calls == 1 })
 	second := f.call(t, t.Context())

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/certs"
+	"headwater.example/internal/testkit/await"
 )
 
 // note is a message of bytes.
@@ -72,12 +73,12 @@ func openLaneDoor(t *testing.T, c *city, cfg FlightConfig, greeted time.Duration
 	})
 	t.Cleanup(func() {
 		server.Stop()
-		if err := <-served; err != nil {
+		if err := await.One(t, served, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 		cancel()
 		d.lanes.Close()
-		all.Wait()
+		await.All(t, &all, "the end of all lanes")
 		if left := d.flight.State(); left.Conns != 0 || left.Calls != 0 || left.Received != 0 {
 			t.Errorf("the flight is left with %+v", left)
 		}

@@ -15,6 +15,8 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+
+	"headwater.example/internal/testkit/await"
 )
 
 // faulty is a health service whose handlers panic.
@@ -65,7 +67,7 @@ func TestPanicOfAHandlerEndsItsCallAlone(t *testing.T) {
 	}
 	_ = conn.Close()
 	server.Stop()
-	<-done
+	await.One(t, done, "the end of the server")
 	if n := Panics() - before; n != 2 {
 		t.Errorf("%d panics were counted", n)
 	}

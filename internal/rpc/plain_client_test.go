@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
+
+	"headwater.example/internal/testkit/await"
 )
 
 // bytesMessage is a message of bytes.
@@ -40,17 +42,20 @@ func TestAPlainStreamAsksAboutAQuietPeer(t *testing.T) {
 	m := make(bytesMessage, 3)
 	go func() { received <- c.RecvMsg(m) }()
 	for range 3 {
-		<-asked
+		await.One(t, asked, "a question about the peer")
 		answer <- nil
 	}
-	<-asked
+	await.One(t, asked, "a question about the peer")
 	go func() {
 		header := recordOf(0, 3)
 		_, _ = there.Write(append(header[:], "abc"...)) // received says how it went
 	}()
 	answer <- nil
+	late := time.After(await.Patience)
 	for waits := true; waits; {
 		select {
+		case <-late:
+			t.Fatal("what was sent has not been received")
 		case <-asked:
 			answer <- nil
 		case err := <-received:
@@ -61,9 +66,9 @@ func TestAPlainStreamAsksAboutAQuietPeer(t *testing.T) {
 		}
 	}
 	go func() { received <- c.RecvMsg(m) }()
-	<-asked
+	await.One(t, asked, "a question about the peer")
 	answer <- hangs
-	if err := <-received; err == nil || !errors.Is(err, hangs) && err.Error() != "rpc error: code = Unavailable desc = the connection was closed: it hangs" {
+	if err := await.One(t, received, "the end of the stream"); err == nil || !errors.Is(err, hangs) && err.Error() != "rpc error: code = Unavailable desc = the connection was closed: it hangs" {
 		t.Errorf("got %v", err)
 	}
 }

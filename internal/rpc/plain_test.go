@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"headwater.example/internal/testkit/await"
 )
 
 // cutConn takes a part of the first that is written, as if the peer had not read it in time, and all that comes later.
@@ -51,7 +53,7 @@ func TestNothingFollowsARecordThatIsCut(t *testing.T) {
 		if err != nil || len(said) != 50 {
 			t.Errorf("of a record of %d bytes that was cut after 50, %d were read: %v", bytes, len(said), err)
 		}
-		if err := <-served; status.Code(err) != codes.Internal {
+		if err := await.One(t, served, "the end of the call"); status.Code(err) != codes.Internal {
 			t.Errorf("the call has ended with %v", err)
 		}
 	}

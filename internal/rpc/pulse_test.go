@@ -1,6 +1,7 @@
 package rpc_test
 
 import (
+	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/await"
 )
 
 // asleep is a listener whose connections stand still while its lock is held.
@@ -60,9 +62,10 @@ func TestAPeerThatHangsIsSilent(t *testing.T) {
 		address := l.Addr().String()
 		return rpc.Peer{Name: address, Address: address}
 	}
-	await := func(silent bool) {
+	until := func(silent bool) {
+		t.Helper()
 		for changed := conns.Pulse(); conns.Silent(peer(hangs)) != silent; changed = conns.Pulse() {
-			<-changed
+			await.One(t, changed, fmt.Sprintf("that silent is %v of who hangs", silent))
 		}
 	}
 	for _, l := range []net.Listener{hangs, ignorant, dead} {
@@ -70,11 +73,11 @@ func TestAPeerThatHangsIsSilent(t *testing.T) {
 	}
 	for range 2 {
 		hangs.awake.Lock()
-		await(true)
+		until(true)
 		if conns.Silent(peer(ignorant)) || conns.Silent(peer(dead)) {
 			t.Error("a peer that is dead or does not know the question is silent")
 		}
 		hangs.awake.Unlock()
-		await(false)
+		until(false)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"headwater.example/internal/testkit/await"
 )
 
 // sockets are the two ends of a connection on this machine.
@@ -134,7 +136,7 @@ func TestASilentStreamHasNoBuffer(t *testing.T) {
 		_ = p.Close() // the reader sees it
 	}
 	for range streams {
-		if err := <-ended; !errors.Is(err, io.EOF) {
+		if err := await.One(t, ended, "the end of a stream"); !errors.Is(err, io.EOF) {
 			t.Error(err)
 		}
 	}

@@ -24,6 +24,7 @@ import (
 
 	"headwater.example/internal/certs"
 	"headwater.example/internal/tenants"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -84,7 +85,7 @@ func everything(t *testing.T, s *Security) (address string) {
 	go func() { ended <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Stop()
-		if err := <-ended; err != nil {
+		if err := await.One(t, ended, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -526,7 +527,7 @@ func TestATokenStandsForACertificate(t *testing.T) {
 		if err := ask(k.conn); status.Code(err) != codes.Unimplemented {
 			t.Fatalf("%q is refused: %v", k.tenant, err)
 		}
-		if got := <-callers; got.Tenant != k.tenant || got.Unbound == k.bound {
+		if got := await.One(t, callers, "the caller"); got.Tenant != k.tenant || got.Unbound == k.bound {
 			t.Errorf("a call is for %+v, not %q", got, k.tenant)
 		}
 	}
@@ -542,7 +543,7 @@ func TestATokenStandsForACertificate(t *testing.T) {
 	if err := ask(plain); status.Code(err) != codes.Unimplemented {
 		t.Fatalf("a client with a certificate is refused: %v", err)
 	}
-	if got := <-callers; got.Tenant != "app" {
+	if got := await.One(t, callers, "the caller"); got.Tenant != "app" {
 		t.Errorf("a client with a certificate is %+v", got)
 	}
 	if _, err := table.Rotate("ann", false); err != nil {
@@ -556,7 +557,7 @@ func TestATokenStandsForACertificate(t *testing.T) {
 	if err := ask(plain); status.Code(err) != codes.Unimplemented { // which looks at the files
 		t.Fatal(err)
 	}
-	<-callers
+	await.One(t, callers, "the caller")
 	if !hers.WaitForStateChange(t.Context(), state) {
 		t.Fatal("the connection of a token that was rotated stays")
 	}
@@ -598,7 +599,7 @@ func whoever(t *testing.T, s *Security, callers chan<- Caller) (address string) 
 	go func() { ended <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Stop()
-		if err := <-ended; err != nil {
+		if err := await.One(t, ended, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -657,7 +658,7 @@ func TestWhoeverIsRevokedIsPutOut(t *testing.T) {
 	ask := func(conn *grpc.ClientConn) error {
 		_, err := headwaterv1.NewCoordinatorServiceClient(conn).Status(t.Context(), &headwaterv1.StatusRequest{})
 		if status.Code(err) == codes.Unimplemented {
-			<-callers
+			await.One(t, callers, "the caller")
 		}
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/await"
 )
 
 // TestASocketOfThisMachine listens in a folder that this user alone may use, and removes what killed workers have left there.
@@ -131,7 +132,7 @@ func TestALaneOfThisMachine(t *testing.T) {
 	}()
 	defer func() {
 		cancel()
-		if err := <-served; err != nil {
+		if err := await.One(t, served, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -152,7 +153,7 @@ func TestALaneOfThisMachine(t *testing.T) {
 		if err := s.Recv(&in); err != nil {
 			t.Fatalf("%d bytes: %v", n, err)
 		}
-		if err := <-sent; err != nil || in.ID != uint64(i+1) || in.Result.Length != uint64(n) || !bytes.Equal(in.Payload.Bytes(), want) {
+		if err := await.One(t, sent, "the end of sending"); err != nil || in.ID != uint64(i+1) || in.Result.Length != uint64(n) || !bytes.Equal(in.Payload.Bytes(), want) {
 			t.Fatalf("%d bytes: %v, answer %d with %d", n, err, in.ID, len(in.Payload.Bytes()))
 		}
 		in.Payload.Free()

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -45,7 +46,7 @@ func servePlainLanes(t testing.TB, cfg rpc.FlightConfig, lane func(*ServerStream
 	go func() { served <- ServePlain(ctx, listener, s.flight, slog.New(slog.DiscardHandler), lane) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-served; err != nil {
+		if err := await.One(t, served, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 		if left := s.flight.State(); left.Received != 0 || left.Answers != 0 || left.Calls != 0 || left.Conns != 0 {
@@ -166,7 +167,7 @@ func TestPlainLanesCarryRecords(t *testing.T) {
 			t.Fatalf("answer %d has length %d, %d hashes and %d bytes", r.GetId(), r.GetResult().GetLength(), len(r.GetResult().GetHashes()), len(r.GetPayload()))
 		}
 	}
-	if err := <-written; err != nil {
+	if err := await.One(t, written, "the end of writing"); err != nil {
 		t.Fatal(err)
 	}
 	// A refusal is an answer, and the lane goes on. It names the lane of the greeting.
@@ -223,7 +224,7 @@ func TestPlainLanesCarryMessagesOfAllShapes(t *testing.T) {
 		r.Payload.Free()
 		r.Payload = nil
 	}
-	if err := <-sent; err != nil {
+	if err := await.One(t, sent, "the end of sending"); err != nil {
 		t.Fatal(err)
 	}
 	conn := s.dial(t)
@@ -245,7 +246,7 @@ func TestPlainLanesCarryMessagesOfAllShapes(t *testing.T) {
 		if r := answer(t, conn); r.GetId() != 50 || len(r.GetPayload()) != 10 {
 			t.Fatalf("the answer after it is %d and has %d bytes", r.GetId(), len(r.GetPayload()))
 		}
-		if err := <-sent; err != nil {
+		if err := await.One(t, sent, "the end of sending"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -255,7 +256,10 @@ func TestPlainLanesCarryMessagesOfAllShapes(t *testing.T) {
 func TestAClientWaitsForASocketThatIsFull(t *testing.T) {
 	reads := make(chan struct{})
 	s := servePlainLanes(t, rpc.FlightConfig{}, func(s *ServerStream) error {
-		<-reads
+		select {
+		case <-reads:
+		case <-s.Context().Done(): // as when the test has failed
+		}
 		return echo{}.Lane(s)
 	})
 	lane := &Stream{rpc.OpenPlain(t.Context(), s.dial(t), func() error { return nil })}
@@ -293,7 +297,7 @@ func TestAClientWaitsForASocketThatIsFull(t *testing.T) {
 		r.Payload.Free()
 		r.Payload = nil
 	}
-	if err := <-sent; err != nil {
+	if err := await.One(t, sent, "the end of sending"); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -328,25 +332,28 @@ func TestAnswersOfStepsThatCameTogetherGoTogether(t *testing.T) {
 	if _, err := near.Write(append(request(t, 1, 0, nil), request(t, 2, 0, nil)...)); err != nil {
 		t.Fatal(err)
 	}
-	<-sent
+	await.One(t, sent, "the answers, at who sends them")
 	for id := range uint64(2) {
 		if r := answer(t, near); r.GetId() != id+1 {
 			t.Fatalf("answer %d", r.GetId())
 		}
 	}
-	if err := <-served; err != nil {
+	if err := await.One(t, served, "the end of the lane"); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestPlainLanesEndWithTheirReason(t *testing.T) {
-	s := servePlainLanes(t, rpc.FlightConfig{Patience: 50 * time.Millisecond}, func(s *ServerStream) error {
-		err := echo{}.Lane(s)
-		if errors.Is(err, io.EOF) {
-			t.Error("a lane ended as if the client had said so")
-		}
-		return err
-	})
+	serve := func(patience time.Duration) *plainServer {
+		return servePlainLanes(t, rpc.FlightConfig{Patience: patience}, func(s *ServerStream) error {
+			err := echo{}.Lane(s)
+			if errors.Is(err, io.EOF) {
+				t.Error("a lane ended as if the client had said so")
+			}
+			return err
+		})
+	}
+	patient, hasty := serve(time.Minute), serve(50*time.Millisecond)
 	long := inRecord(0, nil)
 	binary.BigEndian.PutUint32(long[1:], rpc.MaxMessageBytes+1)
 	for _, c := range []struct {
@@ -363,6 +370,10 @@ func TestPlainLanesEndWithTheirReason(t *testing.T) {
 		{"half a message", request(t, 1, 100, nil)[:50], codes.DeadlineExceeded, "the rest of a record"},
 		{"half a large message", request(t, 1, 1<<20, nil)[:500_000], codes.DeadlineExceeded, "the rest of a record"},
 	} {
+		s := patient // a busy machine is late with the rest of a record that is all there
+		if c.code == codes.DeadlineExceeded {
+			s = hasty
+		}
 		conn := s.dial(t)
 		if _, err := conn.Write(c.sent); err != nil {
 			t.Fatal(err)
@@ -392,9 +403,9 @@ func TestAPlainLaneEndsWithItsConnection(t *testing.T) {
 	if _, err := conn.Write(request(t, 1, 0, nil)); err != nil {
 		t.Fatal(err)
 	}
-	<-began
+	await.One(t, began, "the step, at the server")
 	conn.Close()
-	<-ended
+	await.One(t, ended, "the end of the step's context")
 }
 
 func TestOtherGreetingsAreRefused(t *testing.T) {
@@ -429,9 +440,7 @@ func TestPlainConnectionsAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	for s.flight.State().Conns < 1 {
-		time.Sleep(time.Millisecond) // polls, since a flight tells nobody of its state
-	}
+	await.That(t, "the connection, in the flight", func() bool { return s.flight.State().Conns == 1 })
 	for range 2 {
 		conn := s.dial(t)
 		if _, err := conn.Write(request(t, 1, 5, nil)); err != nil {
@@ -471,8 +480,8 @@ func FuzzPlain(f *testing.F) {
 		go func() { defer close(read); _, _ = io.Copy(io.Discard, near) }()
 		_, _ = near.Write(sent) // which the other side may read no more
 		near.Close()
-		<-served
-		<-read
+		await.One(t, served, "the end of the lane")
+		await.One(t, read, "the end of its answers")
 		if left := flight.State(); left.Received != 0 || left.Answers != 0 || left.Calls != 0 || left.Conns != 0 {
 			t.Errorf("the flight is left with %+v", left)
 		}

@@ -19,6 +19,7 @@ import (
 
 	"headwater.example/client"
 	"headwater.example/internal/localcluster"
+	"headwater.example/internal/testkit/await"
 )
 
 // TestAWorkerIsKilledInAJob kills one of three workers at different points of a job: the others take over its shards, and
@@ -319,7 +320,7 @@ func TestTheCoordinatorIsStoppedInAJob(t *testing.T) {
 		if err := awaitDeath(c.Process(-1)); err != nil {
 			t.Fatal(err)
 		}
-		<-c.Done()
+		await.One(t, c.Done(), "that the cluster is found to have ended")
 		c.checkStore(t)
 		if files := c.spool(t); slices.Contains(files, job.ID+".result.safetensors") && try < tries {
 			t.Log("the job ended before the coordinator stopped; again")

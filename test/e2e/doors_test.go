@@ -30,6 +30,7 @@ import (
 	"headwater.example/internal/certs"
 	"headwater.example/internal/localcluster"
 	"headwater.example/internal/rpc"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -314,7 +315,7 @@ func (d *doors) proofs(mallory *client.Client, layers []client.Layer, hers clien
 				}
 				go func() { ended <- stream.RecvMsg(&headwaterv1.PinSessionResponse{}) }()
 			}
-			return <-ended
+			return await.One(d.t, ended, "the end of a call beyond those that a tenant may have")
 		}},
 		{"too much metadata", -1, peers("metadata"), codes.ResourceExhausted, func() error {
 			return d.status(d.own("client-mallory"), "much", strings.Repeat("x", 100<<10))

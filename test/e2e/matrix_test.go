@@ -62,6 +62,7 @@ func (c *cluster) join(t *testing.T, program, name string) *logs {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		defer time.AfterFunc(patience, func() { _ = worker.Process.Kill() }).Stop()
 		if err := errors.Join(worker.Process.Signal(syscall.SIGTERM), worker.Wait()); err != nil {
 			t.Errorf("worker %s: %v", name, err)
 		}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"sync"
 	"testing"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -118,6 +119,7 @@ func through(t *testing.T, receiver string) (endpoint string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		defer time.AfterFunc(patience, func() { _ = collector.Process.Kill() }).Stop()
 		if err := collector.Process.Signal(os.Interrupt); err != nil {
 			t.Error(err)
 		}

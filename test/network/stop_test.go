@@ -12,10 +12,12 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"headwater.example/client"
+	"headwater.example/internal/testkit/await"
 )
 
 // left are the folders of local clusters in a temporary folder.
@@ -34,11 +36,14 @@ func TestALocalClusterLeavesNothingOnAnyEnd(t *testing.T) {
 		t.Helper()
 		m := &machine{env: []string{"TMPDIR=" + temporary}}
 		p := m.serve(t, "coord", "local", "--workers", "1", "--memory", "64MiB")
+		late := time.After(patience)
 		for !strings.Contains(p.log.String(), "Ctrl-C ends them") {
 			select {
 			case <-p.log.more:
 			case <-p.done:
 				t.Fatalf("it ended: %v", p.err)
+			case <-late:
+				t.Fatal("it does not say that it is there")
 			}
 		}
 		if len(left(t, temporary)) != 1 {
@@ -67,7 +72,7 @@ func TestALocalClusterLeavesNothingOnAnyEnd(t *testing.T) {
 				break // it was quick
 			}
 		}
-		<-p.done
+		_ = p.wait(t) // it was killed, or ends by a signal
 		if found := left(t, temporary); len(found) > 0 {
 			t.Errorf("it left %v", found)
 		}
@@ -79,7 +84,7 @@ func TestALocalClusterLeavesNothingOnAnyEnd(t *testing.T) {
 		if err := p.cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		<-p.done
+		_ = p.wait(t) // it was killed, or ends by a signal
 		if err := start(t, temporary).end(t, syscall.SIGTERM); err != nil {
 			t.Error(err)
 		}
@@ -96,7 +101,9 @@ func TestALocalClusterLeavesNothingOnAnyEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = read.Close() // nobody reads
-		cmd := m.command(t.Context(), t, "coord", "submit", "../data/smollm2/attention.safetensors", "--local", "1", "--out", filepath.Join(temporary, "result.safetensors"))
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		cmd := m.command(ctx, t, "coord", "submit", "../data/smollm2/attention.safetensors", "--local", "1", "--out", filepath.Join(temporary, "result.safetensors"))
 		cmd.Stdout = write
 		if err := cmd.Run(); err == nil {
 			t.Error("a command whose output nobody reads succeeded")
@@ -145,7 +152,7 @@ func TestAStopEndsWhoeverIsConnected(t *testing.T) {
 		steppers.Go(func() { step(ctx, t, front, i%2 == 0, stepped) })
 	}
 	for range 10 {
-		<-stepped
+		await.One(t, stepped, "the first step of each session")
 	}
 	for _, p := range []*process{coordinator, worker, relay} {
 		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {

@@ -1,5 +1,5 @@
 // Package house checks the rules of the house that no linter knows: exported names that nothing uses, limits that stand
-// twice, files and functions that have grown too long, and packages without a place in the map.
+// twice, files and functions that have grown too long, packages without a place in the map, and loops of tests that wait without a bound.
 //
 // Load reads the whole module once, with types. It reads the types of dependencies from the compiler's export data, which is
 // three times as fast as to check their sources. Each rule is a function of what was read, and answers with one line for each

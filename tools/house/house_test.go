@@ -20,7 +20,7 @@ func TestHouse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, rule := range map[string]func() []string{
-		"long": h.Long, "unused": h.Unused, "twice": h.Twice, "lonely": h.Lonely, "undocumented": h.Undocumented, "limits": h.Limits,
+		"long": h.Long, "unused": h.Unused, "twice": h.Twice, "lonely": h.Lonely, "undocumented": h.Undocumented, "limits": h.Limits, "unbounded": h.Unbounded,
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, finding := range rule() {

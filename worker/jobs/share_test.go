@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"headwater.example/attention"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/workertest"
 )
@@ -54,7 +55,7 @@ func TestStreamsShareAWorker(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	await.All(t, &wg, "the end of all streams")
 	// A stream's status may come before its call has returned.
 	if err := p.m.Drain(t.Context()); err != nil {
 		t.Fatal(err)
@@ -167,9 +168,9 @@ func TestKernelsEndWithTheirStream(t *testing.T) {
 			_, err := converse(ctx, client, messages)
 			done <- err
 		}()
-		<-began
+		await.One(t, began, "a kernel, at a thread")
 		cancel()
-		if err := <-done; status.Code(err) != codes.Canceled {
+		if err := await.One(t, done, "the end of a cancelled stream"); status.Code(err) != codes.Canceled {
 			t.Errorf("got %v", err)
 		}
 		if err := p.m.Drain(t.Context()); err != nil || p.m.Budget.Used() != 0 {
@@ -243,7 +244,7 @@ func TestDrainEndsWhatWasAccepted(t *testing.T) {
 	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-drained; err != nil || p.m.Budget.Used() != 0 {
+	if err := await.One(t, drained, "the end of draining"); err != nil || p.m.Budget.Used() != 0 {
 		t.Fatalf("%d bytes are in use: %v", p.m.Budget.Used(), err)
 	}
 	if err := p.m.Drain(t.Context()); err != nil {
@@ -271,7 +272,7 @@ func TestStreamsWaitForEachOthersRoom(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	await.All(t, &wg, "the end of all streams")
 	if err := p.m.Drain(t.Context()); err != nil || p.m.Budget.Used() != 0 || p.flight != (flight{}) {
 		t.Fatalf("%d bytes are in use, %v in flight: %v", p.m.Budget.Used(), p.flight, err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 	"headwater.example/worker/internal/workertest"
@@ -171,7 +172,7 @@ func TestSessionCalls(t *testing.T) {
 	ticks <- now
 	ticks <- now // the first has been handled
 	stop()
-	<-expired
+	await.One(t, expired, "the end of expiring")
 	list, err = p.sessions.ListSessions(ctx, &headwaterv1.ListSessionsRequest{})
 	if err != nil || len(list.GetSessions()) != 1 || !bytes.Equal(list.GetSessions()[0].GetSession(), s.id) || list.GetCaches()[0].GetEvicted() != 1 {
 		t.Fatalf("got %v: %v", list, err)

@@ -24,6 +24,7 @@ import (
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 	"headwater.example/worker/internal/machine"
@@ -190,7 +191,7 @@ func neighbours(t *testing.T) (all []*place, at *atomic.Pointer[fault]) {
 		go func() { served <- p.server.Serve(listener) }()
 		t.Cleanup(func() {
 			p.server.Stop()
-			if err := <-served; err != nil {
+			if err := await.One(t, served, "the end of the server"); err != nil {
 				t.Error(err)
 			}
 		})

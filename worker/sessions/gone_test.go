@@ -12,6 +12,7 @@ import (
 
 	"headwater.example/attention"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 )
@@ -73,12 +74,12 @@ func TestAClientIsGoneInTheMiddleOfAStep(t *testing.T) {
 				d.send(t, next.step, next.payload)
 				ahead.apply(next)
 			}
-			<-began
+			await.One(t, began, "the step, at a thread")
 			if c.append > attention.PageLen && p.m.Store.Cache().UsedBytes <= used {
 				t.Error("no page is taken for what is appended")
 			}
 			d.cancel()
-			<-gone.ended
+			await.One(t, gone.ended, "the end of the lane")
 			p.exact(t, used, s)
 
 			p.m.Acquired = nil
@@ -158,12 +159,14 @@ func TestAClientIsGoneInTheMiddleOfACall(t *testing.T) {
 		case <-began:
 		case err := <-said:
 			t.Fatalf("it is not begun: %v", err)
+		case <-time.After(await.Patience):
+			t.Fatal("it has neither begun nor ended")
 		}
 		cancel()
-		if err := <-said; status.Code(err) != codes.Canceled {
+		if err := await.One(t, said, "the end of a cancelled call"); status.Code(err) != codes.Canceled {
 			t.Fatalf("got %v", err)
 		}
-		<-done
+		await.One(t, done, "the end of the call at the worker")
 	}
 	opened := newSequence(2, s.config.Layers...)
 	abandon(func(ctx context.Context) error {

@@ -16,6 +16,7 @@ import (
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 )
@@ -145,8 +146,8 @@ func flood(t testing.TB, p *place, d *driver, s *sequence) {
 			}
 		}
 	}()
-	t.Cleanup(func() { d.cancel(); stop(); <-done })
-	<-sent
+	t.Cleanup(func() { d.cancel(); stop(); await.One(t, done, "the end of sending") })
+	await.One(t, sent, "the first step, on the lane")
 }
 
 func bigLayer() *headwaterv1.SessionLayer {
@@ -228,7 +229,7 @@ func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
 				sent <- nil
 			}()
 			for range most {
-				<-slow.received
+				await.One(t, slow.received, "a step, at the worker")
 			}
 			for range 50 {
 				m := b.draw(t, 0, 3, 2, false)
@@ -249,7 +250,7 @@ func TestASlowReaderBlocksItsOwnLane(t *testing.T) {
 					a.check(t, m, r)
 				}
 			}
-			if err := <-sent; err != nil {
+			if err := await.One(t, sent, "the end of sending"); err != nil {
 				t.Fatal(err)
 			}
 			d.end(t)
@@ -314,10 +315,10 @@ func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 	s.create(t, p, d)
 	m := s.draw(t, 0, 400, 400, false)
 	id := d.send(t, m.step, m.payload)
-	<-held.sending // so it was accepted
+	await.One(t, held.sending, "the answer, at the worker") // so it was accepted
 	drained := make(chan error, 1)
 	go func() { drained <- p.m.Drain(t.Context()) }()
-	<-p.m.Stopping()
+	await.One(t, p.m.Stopping(), "that the worker stops")
 	close(held.send)
 	r, err := d.stream.Recv()
 	if err != nil || r.GetId() != id {
@@ -328,7 +329,7 @@ func TestDrainAnswersWhatWasAccepted(t *testing.T) {
 	if _, err := d.stream.Recv(); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "stopping") {
 		t.Fatalf("the lane ended with %v", err)
 	}
-	if err := <-drained; err != nil {
+	if err := await.One(t, drained, "the end of draining"); err != nil {
 		t.Fatal(err)
 	}
 	_, err = p.sessions.CreateSession(t.Context(), &headwaterv1.CreateSessionRequest{})

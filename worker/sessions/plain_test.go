@@ -14,6 +14,7 @@ import (
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 )
@@ -33,7 +34,7 @@ func (p *place) plain(t testing.TB, id session.LaneID) net.Conn {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-served; err != nil {
+		if err := await.One(t, served, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -146,12 +147,15 @@ func TestAClientOfAPlainLaneIsGoneInTheMiddleOfAStep(t *testing.T) {
 	began, gone := make(chan struct{}), make(chan struct{})
 	p.m.Acquired = func(context.Context) { // set before the lane is there, which only the socket orders after the test
 		close(began)
-		<-gone
+		select {
+		case <-gone:
+		case <-t.Context().Done(): // the test has failed
+		}
 	}
 	conn := p.plain(t, d.id)
 	m := s.draw(t, 0, 1, 1, false)
 	tell(t, conn, m)
-	<-began
+	await.One(t, began, "the step, at a thread")
 	conn.Close()
 	close(gone)
 }

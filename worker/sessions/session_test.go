@@ -26,6 +26,7 @@ import (
 	"headwater.example/internal/membership"
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/worker/internal/machine"
 	"headwater.example/worker/internal/workertest"
@@ -544,7 +545,7 @@ func TestManySessionsOnALane(t *testing.T) {
 	}
 	next := map[*sequence]uint64{}
 	for range sessions * steps {
-		a := <-answers
+		a := await.One(t, answers, "an answer")
 		if a.err != nil {
 			t.Fatal(a.err)
 		}

@@ -13,6 +13,7 @@ import (
 
 	"headwater.example/internal/layerproto"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 	"headwater.example/tensor"
@@ -47,10 +48,9 @@ func (p *place) watch(t *testing.T, s *sequence, layer, group, positions uint32)
 	go func() {
 		ended <- p.service.WatchAttention(&headwaterv1.WatchAttentionRequest{Session: s.id, Layer: layer, Group: group, Positions: positions}, w)
 	}()
-	leave = func() error { cancel(); err := <-ended; ended <- err; return err }
+	leave = func() error { cancel(); err := await.One(t, ended, "the end of the watch"); ended <- err; return err }
 	t.Cleanup(func() { _ = leave() })
-	for p.service.watches.n.Load() == before && len(ended) == 0 { // it tells nobody that it has begun
-	}
+	await.That(t, "the beginning of the watch, or its end", func() bool { return p.service.watches.n.Load() != before || len(ended) > 0 })
 	return w, leave
 }
 
@@ -144,7 +144,7 @@ func TestWatchedWeightsAreThoseOfTheQuery(t *testing.T) {
 					}
 					d.ask(t, m.step, m.payload)
 					s.apply(m)
-					s.compare(t, c, m, <-w.sent, group, nil)
+					s.compare(t, c, m, await.One(t, w.sent, "a look"), group, nil)
 				}
 				if err := leave(); status.Code(err) != codes.Canceled {
 					t.Errorf("the watch ended with %v", err)
@@ -197,7 +197,7 @@ func TestWatchedWeightsHeedATreesMask(t *testing.T) {
 	m.step.Tree, m.step.TreeMask = 10, []byte{0xff, 3, 0b10110101, 2} // rows of 10 bits
 	d.ask(t, m.step, m.payload)
 	s.apply(m)
-	s.compare(t, c, m, <-w.sent, 0, []byte{1, 0, 1, 0, 1, 1, 0, 1, 0, 1})
+	s.compare(t, c, m, await.One(t, w.sent, "a look"), 0, []byte{1, 0, 1, 0, 1, 1, 0, 1, 0, 1})
 	d.end(t)
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +19,27 @@ ROOT = Path(__file__).resolve().parents[3]
 COORD = os.environ.setdefault("HEADWATER_COORD", str(ROOT / "bin" / "coord"))
 
 from guarded import Guarded  # noqa: E402  it looks for the program there
+
+PATIENCE = 600  # seconds
+MODEL_PATIENCE = 1800
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Bounds each test with its fixtures, so that one that waits for what does not come fails, where it waits. It is no measure of
+    anything: a test that takes so long has hung."""
+    patience = MODEL_PATIENCE if "model" in item.path.parts[:-1] else PATIENCE
+
+    def late(_signal: int, _frame: object) -> None:
+        pytest.fail(f"{item.name} hangs: within {patience} s it has not ended")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(patience)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 # `make test-model` runs these.

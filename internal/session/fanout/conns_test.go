@@ -10,6 +10,7 @@ import (
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/await"
 	"headwater.example/internal/testkit/plainholder"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -62,15 +63,15 @@ func TestAConnectionEndsWithItsLastUser(t *testing.T) {
 	call()
 	first.Release()
 	call()
-	<-w.began
+	await.One(t, w.began, "a connection")
 	if len(w.began)+len(w.ended) != 0 {
 		t.Error("two uses and two calls were not on one connection")
 	}
 	second.Release()
-	<-w.ended
+	await.One(t, w.ended, "the end of a connection")
 	call() // alone, it is the first and the last user
-	<-w.began
-	<-w.ended
+	await.One(t, w.began, "a connection")
+	await.One(t, w.ended, "the end of a connection")
 	third, err := conns.Use(peer)
 	if err != nil {
 		t.Fatal(err)
@@ -101,16 +102,16 @@ func TestWhoIsNotKeptAnyMoreIsLetGo(t *testing.T) {
 	kept.Set(conns.Conns, one, two, two)
 	call(one)
 	call(two)
-	<-w1.began
-	<-w2.began
+	await.One(t, w1.began, "a connection")
+	await.One(t, w2.began, "a connection")
 	kept.Set(conns.Conns, two)
-	<-w1.ended
+	await.One(t, w1.ended, "the end of a connection")
 	call(two)
 	if len(w2.began)+len(w2.ended) != 0 {
 		t.Error("the connection to who stays is another")
 	}
 	kept.Set(conns.Conns)
-	<-w2.ended
+	await.One(t, w2.ended, "the end of a connection")
 	if err := conns.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -132,10 +133,10 @@ func TestALaneUsesItsConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	<-w.began
+	await.One(t, w.began, "a connection")
 	if len(w.began)+len(w.ended) != 0 {
 		t.Error("three steps were not on one connection")
 	}
 	p.lane.Close()
-	<-w.ended
+	await.One(t, w.ended, "the end of a connection")
 }

@@ -16,6 +16,7 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/await"
 	"headwater.example/shard"
 )
 
@@ -46,7 +47,7 @@ func near(t testing.TB, boot []byte, lane func(*session.ServerStream) error) {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-served; err != nil {
+		if err := await.One(t, served, "the end of the server"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -126,7 +127,10 @@ func TestSessionsOnThisMachineDoNotWaitForEachOther(t *testing.T) {
 		mu.Unlock()
 		if begins {
 			first <- struct{}{}
-			<-release
+			select {
+			case <-release:
+			case <-t.Context().Done(): // the test has failed
+			}
 		}
 	}}
 	near(t, boot(0), h.Lane)
@@ -137,7 +141,7 @@ func TestSessionsOnThisMachineDoNotWaitForEachOther(t *testing.T) {
 	land(t, steps(t, p, holding, l, 1, 1, 1)...) // the stream is open
 	step, _ := draw(rng(9), []shard.LayerSpec{l}, 0, [16]byte{1}, 1, []uint64{1}, 1, 0)
 	slow := p.lane.Start(t.Context(), fanout.NewPlace([16]byte{1}, holding), step)
-	<-first
+	await.One(t, first, "the step that is to be slow, at the holder")
 	land(t, steps(t, p, holding, l, 2, 40, 40)...) // 20 KiB each
 	close(release)
 	land(t, slow)
@@ -170,7 +174,10 @@ func TestAHolderThatHasNoRoomForAnotherStream(t *testing.T) {
 		on: func(_ int32, req *session.Request) {
 			if req.Step.Session[0] == 1 && req.Step.Length == 1 {
 				begun.Do(func() { close(first) })
-				<-release
+				select {
+				case <-release:
+				case <-t.Context().Done(): // the test has failed
+				}
 			}
 		},
 	}
@@ -182,7 +189,7 @@ func TestAHolderThatHasNoRoomForAnotherStream(t *testing.T) {
 	land(t, steps(t, p, holding, l, 1, 1, 1)...)
 	step, _ := draw(rng(9), []shard.LayerSpec{l}, 0, [16]byte{1}, 1, []uint64{1}, 1, 0)
 	slow := p.lane.Start(t.Context(), fanout.NewPlace([16]byte{1}, holding), step)
-	<-first
+	await.One(t, first, "the step that is to be slow, at the holder")
 	land(t, steps(t, p, holding, l, 2, 1, 1)...)
 	land(t, slow)
 	for i := range 3 {
@@ -205,7 +212,7 @@ func TestALaneThatEndsOnThisMachine(t *testing.T) {
 		return nil
 	}}, l)
 	calls := steps(t, p, h, l, 1, 1, 1)
-	<-arrived
+	await.One(t, arrived, "the step, at the holder")
 	p.lane.Close()
 	if err := calls[0].Wait(t.Context()); !errors.Is(err, rpc.ErrClosed) {
 		t.Errorf("got %v", err)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,6 +22,7 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/await"
 	"headwater.example/internal/testkit/plainholder"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
@@ -128,6 +130,22 @@ type pulse struct {
 func (p pulse) Check(context.Context, *healthv1.HealthCheckRequest) (*healthv1.HealthCheckResponse, error) {
 	p.asked.Add(1)
 	return &healthv1.HealthCheckResponse{}, nil
+}
+
+// awaitAsked waits, in a step at a holder, until it was asked so many times whether it is there.
+func (p *copied) awaitAsked(t testing.TB, holder int, times int64) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(await.Patience); p.asked[holder].Load() < times; {
+		select {
+		case <-tick.C:
+		case <-t.Context().Done():
+			return
+		case <-late:
+			t.Errorf("within %v holder %d was asked %d times whether it is there, not %d", await.Patience, holder, p.asked[holder].Load(), times)
+			return
+		}
+	}
 }
 
 // startCopied makes a session on n holders, group g of which is at holders g, g+1, ... g+replicas, round and round.

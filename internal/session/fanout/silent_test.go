@@ -7,6 +7,7 @@ import (
 
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 )
 
@@ -62,11 +63,7 @@ func TestAHolderThatHangsIsLeftOut(t *testing.T) {
 func TestAHolderThatIsBusyIsWaitedFor(t *testing.T) {
 	p, alone := startCopied(t, 3, 1, two...), start(t, 1, two...)
 	p.nodes[1].Set(func(*session.Step) *session.Error {
-		for p.asked[1].Load() < 20 { // more often than a holder may miss
-			if t.Context().Err() != nil {
-				break
-			}
-		}
+		p.awaitAsked(t, 1, 20) // more often than a holder may miss
 		return nil
 	})
 	if err := p.step(t, alone, 1, 0); err != nil {
@@ -89,7 +86,7 @@ func TestAHolderThatHangsIsWaitedForIfItIsMissed(t *testing.T) {
 	sleeper := rpc.Peer{Name: p.holding.Holders()[1].Name, Address: p.holding.Holders()[1].Address}
 	watched := p.conns.Watch(sleeper)
 	for changed := p.conns.Pulse(); !p.conns.Silent(sleeper); changed = p.conns.Pulse() {
-		<-changed
+		await.One(t, changed, "that a holder which hangs is found silent")
 	}
 	watched()
 	select {
@@ -98,7 +95,7 @@ func TestAHolderThatHangsIsWaitedForIfItIsMissed(t *testing.T) {
 	default:
 	}
 	p.sleep[1].awake.Unlock()
-	if err := <-done; err != nil {
+	if err := await.One(t, done, "the end of a step at a holder that has woken up"); err != nil {
 		t.Fatal(err)
 	}
 	if got := names(p.at.Holding()); len(got) != 3 {

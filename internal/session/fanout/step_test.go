@@ -19,6 +19,7 @@ import (
 	"headwater.example/internal/rpc"
 	"headwater.example/internal/session"
 	"headwater.example/internal/session/fanout"
+	"headwater.example/internal/testkit/await"
 	headwaterv1 "headwater.example/proto/headwater/v1"
 	"headwater.example/shard"
 )
@@ -522,13 +523,16 @@ func TestAnAbandonedStepIsDoneOnce(t *testing.T) {
 	arrived, release := make(chan struct{}), make(chan struct{})
 	p.nodes[1].Set(func(*session.Step) *session.Error {
 		close(arrived)
-		<-release
+		select {
+		case <-release:
+		case <-t.Context().Done(): // the test has failed
+		}
 		return nil
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	step, _ := draw(rng(4), two, 0, p.id, 0, make([]uint64, 4), 2, 1)
 	call := p.lane.Start(ctx, p.place(), step)
-	<-arrived
+	await.One(t, arrived, "the step, at the holder")
 	cancel()
 	if err := call.Wait(ctx); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)

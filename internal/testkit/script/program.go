@@ -9,6 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
+
+	"headwater.example/internal/testkit/await"
 )
 
 // Program returns a driver that is a program: it is started with the coordinator's address and "relayed" or "direct", reads a
@@ -46,12 +49,13 @@ func (p *programDriver) Do(c Command) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	defer p.bounded()()
 	if _, err := p.in.Write(append(line, '\n')); err != nil {
 		return "", fmt.Errorf("tell the driver: %w", err)
 	}
 	answer, err := p.out.ReadBytes('\n')
 	if err != nil {
-		return "", fmt.Errorf("the driver ended: %w", err)
+		return "", fmt.Errorf("the driver ended, or was killed since it had not answered within %v: %w", await.Patience, err)
 	}
 	var a struct{ Out, Error string }
 	if err := json.Unmarshal(answer, &a); err != nil {
@@ -65,5 +69,12 @@ func (p *programDriver) Do(c Command) (string, error) {
 
 // Close implements Driver: the program ends when its input does.
 func (p *programDriver) Close() error {
+	defer p.bounded()()
 	return errors.Join(p.in.Close(), p.cmd.Wait())
+}
+
+// bounded kills the program if it hangs until done is called.
+func (p *programDriver) bounded() (done func()) {
+	late := time.AfterFunc(await.Patience, func() { _ = p.cmd.Process.Kill() }) // if it fails, the program has ended
+	return func() { late.Stop() }
 }

@@ -15,6 +15,8 @@ import (
 
 	"github.com/hashicorp/memberlist"
 	"go.uber.org/goleak"
+
+	"headwater.example/internal/testkit/await"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -162,9 +164,7 @@ func TestMembersFindEachOtherThroughTheGuard(t *testing.T) {
 	if _, err := a.Join([]string{b.LocalNode().Address()}); err != nil {
 		t.Fatal(err)
 	}
-	for a.NumMembers() != 2 || b.NumMembers() != 2 { // which nothing announces
-		runtime.Gosched()
-	}
+	await.That(t, "that two members know each other", func() bool { return a.NumMembers() == 2 && b.NumMembers() == 2 })
 	for _, m := range []*memberlist.Memberlist{a, b} {
 		for _, n := range m.Members() {
 			address := &net.UDPAddr{IP: n.Addr, Port: int(n.Port)}
@@ -197,7 +197,7 @@ func TestAPeerThatAnswersWithAMillionNodesIsNotBelieved(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	_ = listener.Close()
-	<-answered
+	await.One(t, answered, "the end of the connection")
 }
 
 func TestAFloodOfStreamsIsClosed(t *testing.T) {
@@ -211,7 +211,7 @@ func TestAFloodOfStreamsIsClosed(t *testing.T) {
 		}
 		conns = append(conns, conn)
 	}
-	if err := <-reasons; !strings.Contains(err.Error(), "the most that are allowed") {
+	if err := await.One(t, reasons, "the refusal of a stream"); !strings.Contains(err.Error(), "the most that are allowed") {
 		t.Errorf("got %v", err)
 	}
 	// One that goes makes room for another.
