@@ -331,10 +331,10 @@ func (p *callPart) ended() {
 	if len(p.answers) == 0 {
 		return
 	}
-	p.pace.queue.Add(-1)
 	if p.state.Swap(partEnded) == partLate {
 		p.pace.overdue.Add(-1)
 	}
+	p.pace.queue.Add(-1)
 	r := &p.response.Result
 	if !p.answered || r.Err != nil {
 		return
