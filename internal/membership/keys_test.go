@@ -74,7 +74,7 @@ func TestKeysAreReplacedWhileGossipGoesOn(t *testing.T) {
 	refused := make(chan certs.Reason, 1000)
 	for i, name := range []string{"w1", "w2"} {
 		cfg := process(name, seeds...)
-		cfg.KeyFile, cfg.OnRefused = keyFile(t, files[i], "a"), note(refused)
+		cfg.KeyFile, cfg.OnRefused, cfg.tune = keyFile(t, files[i], "a"), note(refused), calm
 		views = append(views, start(t, cfg))
 		seeds = []string{GossipAddr(views[0])}
 	}
@@ -86,7 +86,7 @@ func TestKeysAreReplacedWhileGossipGoesOn(t *testing.T) {
 				t.Fatalf("the keys are read again: %v, %v", changed, err)
 			}
 			cfg := process("w3", GossipAddr(views[1-v]))
-			cfg.KeyFile = files[v]
+			cfg.KeyFile, cfg.tune = files[v], calm
 			joins := start(t, cfg)
 			awaitNames(t, joins, "w1 w2 w3")
 			if err := joins.Close(t.Context()); err != nil {
