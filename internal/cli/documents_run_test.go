@@ -49,8 +49,11 @@ var standIns = [][2]string{
 	{"RESULT", "context.safetensors"},
 }
 
-// exitsWith are the commands of documents that show an error, and its exit code.
-var exitsWith = map[string]int{"coord sessions restore cut.snapshot -q --coordinator 10.0.0.9:7600": exitRefused}
+// exitsWith are the commands of documents that show an error, or have nothing to do here, and the exit code.
+var exitsWith = map[string]int{
+	"coord sessions restore cut.snapshot -q --coordinator 10.0.0.9:7600": exitRefused,
+	"coord sessions drop ID --side WORKER":                               exitRefused, // no session has gone on twice
+}
 
 // TestCommandsOfDocumentsRun: each command of coord that a page shows, in the order of the page, on a cluster of two workers. A name
 // alone in a sentence is no command to type. What does not run has a mark.

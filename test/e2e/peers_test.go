@@ -3,9 +3,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -17,8 +20,8 @@ import (
 )
 
 // TestAJobIsReachedThroughEitherCoordinator: what one coordinator took is watched, fetched, listed, submitted again by its key, cancelled and
-// deleted through the other one, which counts it as well. While the first is dead its jobs are listed as unreachable, also after the other has started again, and a
-// call about one names it. Then they are back.
+// deleted through the other one, which counts it as well. While the first is dead its jobs are listed as unreachable, also after the
+// other has started again, and a call about one names it. Then they are back.
 func TestAJobIsReachedThroughEitherCoordinator(t *testing.T) {
 	t.Parallel()
 	job, want := undisturbed(t)
@@ -76,6 +79,10 @@ func TestAJobIsReachedThroughEitherCoordinator(t *testing.T) {
 	c.KillCoordinator()
 	c.unreachable(t, second, taken.ID)
 	counted(t, second, map[client.JobState]uint64{client.JobUnreachable: 1})
+	each(bounded(t), t, func(context.Context) bool { // it is written every 5 s at most
+		b, err := os.ReadFile(filepath.Join(c.data, "second", "coordinators.json"))
+		return err == nil && bytes.Contains(b, []byte(taken.ID))
+	})
 	c.Kill(-2)
 	if err := c.StartSecond(bounded(t)); err != nil {
 		t.Fatal(err)
