@@ -163,7 +163,7 @@ flawless() {
 }
 whole() { [ "$(remote status --output json | field lacking_shards)" = 0 ]; }
 
-remote health --workers 3
+remote health --workers 3 --wait 60s # pods are ready a moment before the Service leads to them
 remote status
 for part in "${parts[@]}"; do
   began=$SECONDS
